@@ -1,0 +1,133 @@
+"""What the scripts are asked to do: one frozen dataclass each, validated once, where it is made."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.command_line import existing_parent, flag
+from utils.errors import UserError, choose
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
+DEVICES = ("auto", "cpu", "cuda")
+DTYPES = ("float32", "float16", "bfloat16")
+ATTENTIONS = ("math", "sdpa", "xformers")
+MAX_STEPS = 1000
+MAX_SIZE = 8192
+
+
+def _check_range(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not low <= value <= high:  # NaN compares false and is refused too
+        raise UserError(f"{name} must be from {low} to {high}, not {value}")
+
+
+def _check_size(name: str, value: int | None) -> None:
+    if value is not None and (value < 8 or value > MAX_SIZE or value % 8):
+        raise UserError(f"{name} must be a multiple of 8 from 8 to {MAX_SIZE} pixels, not {value}")
+
+
+def _check_writable(name: str, folder: Path) -> None:
+    parent = existing_parent(folder)
+    if not parent.is_dir():
+        raise UserError(f"{name} {folder}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{name} {folder}: no permission to write in {parent}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """What build.py compiles. Sizes are in pixels of the picture."""
+
+    model: str = flag(
+        str(DEMO_CHECKPOINT),
+        "checkpoint: a folder in the diffusers layout, a single .safetensors file, a hub id, or random:tiny|sd15|sd21 "
+        "for seeded random weights",
+    )
+    target: str = flag("auto", "auto, llvm (this CPU), cuda, or a TVM target as JSON")
+    output_dir: Path = flag(Path("artifacts"), "folder of the artifact")
+    height: int | None = flag(None, "height in pixels, a multiple of 8 (default: the checkpoint's own)")
+    width: int | None = flag(None, "width in pixels, a multiple of 8 (default: the checkpoint's own)")
+    batch_size: int = flag(1, "pictures made by one call")
+    disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
+    num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
+    enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component> beside the artifact")
+
+    def __post_init__(self) -> None:
+        _check_size("--height", self.height)
+        _check_size("--width", self.width)
+        _check_range("--batch-size", self.batch_size, 1, 64)
+        _check_range("--num-threads", self.num_threads, 1, 1024)
+        _check_writable("--output-dir", self.output_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What both inference scripts share: a prompt and how to sample it."""
+
+    prompt: str | None = flag(None, "what to draw (default: the model's own example)")
+    negative_prompt: str = flag("", "what to keep away from")
+    scheduler_label: str | None = flag(
+        None, "ddim, pndm, euler, euler-ancestral or dpmpp-2m; diffusers and A1111 names too (default: the model's own)"
+    )
+    steps: int = flag(20, "denoising steps, 1 to 1000")
+    guidance_scale: float = flag(7.5, "classifier-free guidance; 1 or less turns it off")
+    seed: int | None = flag(None, "seed of the first picture, 0 to 2^64-1 (default: drawn, printed and stored)")
+    num_images: int = flag(1, "pictures to make; picture i has the seed --seed + i")
+    num_threads: int | None = flag(None, "CPU threads (default: the physical cores)")
+    output_dir: Path = flag(Path("outputs"), "folder of the pictures")
+    output_image: str | None = flag(None, "file name of the picture (default: made from number, seed and prompt)")
+
+    def __post_init__(self) -> None:
+        _check_range("--steps", self.steps, 1, MAX_STEPS)
+        _check_range("--guidance-scale", self.guidance_scale, 0, 1000)
+        _check_range("--num-images", self.num_images, 1, 100_000)
+        _check_range("--num-threads", self.num_threads, 1, 1024)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise UserError(f"--seed must be from 0 to 2^64-1, not {self.seed}")
+        if not math.isfinite(self.guidance_scale):
+            raise UserError(f"--guidance-scale must be a finite number, not {self.guidance_scale}")
+        if self.output_image is not None and Path(self.output_image).suffix.lower() != ".png":
+            raise UserError(f"--output-image {self.output_image}: the name must end in .png")
+        _check_writable("--output-dir", self.output_dir)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(SamplingConfig):
+    """What inference.py runs."""
+
+    device: str = flag("auto", "auto, cpu or cuda")
+    artifacts_dir: Path = flag(Path("artifacts"), "folder that build.py wrote")
+    verify: bool = flag(False, "check the digest of every file of the artifact before it is used")
+    enable_profiling: bool = flag(False, "print the time of each kernel and component")
+    enable_debug: bool = flag(False, "print each step's timestep, sigma, latent range, NaN count and seconds as JSON")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("--device", self.device, DEVICES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineConfig(SamplingConfig):
+    """What inference_basic_sd.py runs through diffusers."""
+
+    model: str = flag(str(DEMO_CHECKPOINT), "checkpoint, as for build.py")
+    device: str = flag("auto", "auto, cpu or cuda")
+    dtype: str = flag("float32", "float32, float16 or bfloat16")
+    height: int | None = flag(None, "height in pixels, a multiple of 8 (default: the checkpoint's own)")
+    width: int | None = flag(None, "width in pixels, a multiple of 8 (default: the checkpoint's own)")
+    attention: str = flag("sdpa", "math (scores stored), sdpa or xformers")
+    compile: bool = flag(False, "compile the UNet with torch.compile")
+    apply_tome: bool = flag(False, "merge tokens with tomesd")
+    tome_ratio: float = flag(0.5, "share of tokens to merge with --apply-tome, 0 to 0.75")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        choose("--device", self.device, DEVICES)
+        choose("--dtype", self.dtype, DTYPES)
+        choose("--attention", self.attention, ATTENTIONS)
+        _check_size("--height", self.height)
+        _check_size("--width", self.width)
+        _check_range("--tome-ratio", self.tome_ratio, 0, 0.75)

@@ -1,0 +1,50 @@
+"""A user's mistake, told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """What the user can mend. The text is one line that names the flag, file or shape and says what to do."""
+
+
+def nearest(value: str, choices: Iterable[str]) -> str:
+    """Return `` (did you mean X?)`` for the choice closest to ``value``, or nothing where none is close."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    found = difflib.get_close_matches(value.lower(), by_lower, n=1, cutoff=0.5)
+    return f" (did you mean {by_lower[found[0]]}?)" if found else ""
+
+
+def choose(flag: str, value: str, choices: Iterable[str]) -> str:
+    """Return ``value`` when it is one of ``choices``.
+
+    Raises:
+        UserError: naming the flag, all choices and the nearest one.
+    """
+    choices = list(choices)
+    if value in choices:
+        return value
+    raise UserError(f"{flag} {value!r} is unknown{nearest(value, choices)}; choose from: {', '.join(choices)}")
+
+
+def run_script(main: Callable[[list[str]], None]) -> None:
+    """Run a script's ``main`` on the command line's arguments and end the process.
+
+    The exit code is 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C. Anything else is a defect of
+    ours and shows its traceback.
+    """
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written is left behind", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, `| head` for one
+        sys.stderr.close()
+        sys.exit(1)

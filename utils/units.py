@@ -1,0 +1,26 @@
+"""Times and sizes as people read them."""
+
+from __future__ import annotations
+
+
+def seconds(value: float) -> str:
+    """Format a duration: ``850 ms``, ``12.3 s``, ``4 min 05 s``, ``2 h 03 min``."""
+    if value < 1:
+        return f"{value * 1e3:.0f} ms"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(value: float) -> str:
+    """Format a number of bytes in decimal units: ``512 B``, ``1.5 MB``, ``3.44 GB``."""
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        value /= 1000
+        if value < 1000:
+            break
+    return f"{value:.3g} {unit}"
