@@ -19,8 +19,9 @@ def size(value: float) -> str:
     """Format a number of bytes in decimal units: ``512 B``, ``1.5 MB``, ``3.44 GB``."""
     if value < 1000:
         return f"{value:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
+    units = ["kB", "MB", "GB", "TB"]
+    value /= 1000
+    while value >= 1000 and len(units) > 1:
         value /= 1000
-        if value < 1000:
-            break
-    return f"{value:.3g} {unit}"
+        units.pop(0)
+    return f"{value:.3g} {units[0]}"

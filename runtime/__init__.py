@@ -1,0 +1,1 @@
+"""What runs a compiled artifact: NumPy, TVM and tokenizers, never torch."""

@@ -1,0 +1,195 @@
+"""The artifact on disk: a folder that describes itself in manifest.json.
+
+Everything the runtime knows about a model comes from here. Reading checks schema, types and file sizes; ``verify``
+checks the full digests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Name, shape and dtype of a function's input or output."""
+
+    name: str
+    shape: list[int]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class FunctionType:
+    """Inputs (in order, before the parameters) and output of one compiled function."""
+
+    inputs: list[TensorType]
+    output: TensorType
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the artifact: its path inside the folder, size in bytes and SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a packed parameter is made: library function ``function`` applied to the raw tensors ``sources``.
+
+    An empty function name means that the one source is used as it is.
+    """
+
+    function: str
+    sources: list[str]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One compiled part: functions x shapes over one parameter file.
+
+    Every function takes its inputs, then all parameters in the order of ``packing``. ``psnr`` is in dB against PyTorch,
+    per function; ``time_share`` the share of estimated time by record, kernel and rule.
+    """
+
+    library: File
+    parameters: File
+    packing: dict[str, Packing]
+    functions: dict[str, FunctionType]
+    psnr: dict[str, float]
+    time_share: dict[str, float]
+    raw_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of manifest.json. Sizes in pixels; ``latent_scale`` is pixels per latent pixel."""
+
+    schema: int
+    model_name: str
+    model_digest: str
+    default_prompt: str | None
+    target: dict[str, Any]
+    cpu_features: list[str]
+    dtype: str
+    height: int
+    width: int
+    batch_size: int
+    latent_channels: int
+    latent_scale: int
+    vae_scaling_factor: float
+    scheduler: dict[str, Any]
+    tokenizer: File
+    components: dict[str, Component]
+    optimisations: dict[str, bool]
+    versions: dict[str, str]
+    build_seconds: float
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """Turn parsed JSON into ``kind``, checking types all the way down."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), value, where)
+    if origin is list and isinstance(value, list):
+        return [_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any or (type(None) in arguments and value is None):
+        return value
+    if type(None) in arguments:
+        return _decode(arguments[0], value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if origin is None and type(value) is kind:
+        return value
+    raise UserError(f"{MANIFEST}: {where} has the wrong type; build the artifact again")
+
+
+def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    if not isinstance(value, dict) or set(value) != names:
+        raise UserError(f"{MANIFEST}: {where} must have the keys {sorted(names)}; build the artifact again")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+class Artifact:
+    """A checked artifact folder.
+
+    Raises:
+        UserError: the folder is missing or empty, of another schema, or a file is missing, cut short or outside of it.
+    """
+
+    def __init__(self, folder: Path, verify: bool = False) -> None:
+        self.folder = Path(folder)
+        self.manifest = self._read_manifest()
+        for file in self.files():
+            self._check_file(file)
+            if verify and sha256(self.folder / file.path) != file.sha256:
+                raise UserError(f"{self.folder / file.path} was altered (its digest differs); build the artifact again")
+
+    def _read_manifest(self) -> Manifest:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise UserError(f"--artifacts-dir {self.folder}: no {MANIFEST} there; run build.py --output-dir first")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError, RecursionError) as error:
+            raise UserError(f"{path} can't be read ({error}); build the artifact again") from None
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SCHEMA:
+            raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; build the artifact again")
+        return _decode(Manifest, value, "manifest")
+
+    def files(self) -> list[File]:
+        """Return every file that the manifest names."""
+        components = self.manifest.components.values()
+        return [self.manifest.tokenizer, *(f for c in components for f in (c.library, c.parameters))]
+
+    def _check_file(self, file: File) -> None:
+        path = self.folder / file.path
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{self.folder / MANIFEST}: the path {file.path!r} leaves the artifact's folder")
+        if not path.is_file():
+            raise UserError(f"{path} is missing; build the artifact again")
+        if path.stat().st_size != file.size:
+            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {file.size}; build the artifact again")
+
+    def path(self, file: File) -> Path:
+        """Return where ``file`` lies."""
+        return self.folder / file.path
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe(path: Path, folder: Path) -> File:
+    """Return the manifest's entry for the file ``path`` inside ``folder``."""
+    return File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write manifest.json into ``folder``."""
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
