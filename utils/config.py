@@ -53,7 +53,7 @@ class BuildConfig:
     batch_size: int = flag(1, "pictures made by one call")
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
-    enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component> beside the artifact")
+    enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
 
     def __post_init__(self) -> None:
         _check_size("--height", self.height)

@@ -38,7 +38,8 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: started with stdout closed
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

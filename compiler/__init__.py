@@ -1,0 +1,1 @@
+"""How a checkpoint becomes native code: trace, passes, kernels, schedules, export, verification."""

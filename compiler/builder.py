@@ -1,0 +1,134 @@
+"""build.py's one call: checkpoint -> components -> native code -> verified artifact."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import tvm
+
+from compiler.native import Native, compile_component
+from compiler.optimisations import enabled
+from compiler.package import staged, write_component
+from compiler.target import Cpu, resolve_target
+from compiler.trace import trace
+from compiler.verify import verify
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.components import Component, components
+from runtime import artifact
+from runtime.engine import Engine, set_num_threads
+from utils import units
+from utils.config import BuildConfig
+
+DTYPE = "float32"
+VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
+
+
+def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, float]:
+    """Return the share of time by origin; what is no kernel (allocation, views) counts as "other"."""
+    shares: dict[str, float] = defaultdict(float)
+    for symbol, value in seconds.items():
+        shares[origins.get(symbol, "other")] += value
+    total = sum(shares.values()) or 1.0
+    return {origin: round(value / total, 4) for origin, value in sorted(shares.items(), key=lambda item: -item[1])}
+
+
+def _manifest(
+    config: BuildConfig, checkpoint: Checkpoint, cpu: Cpu, size: tuple[int, int], tokenizer: artifact.File
+) -> Callable[[dict[str, artifact.Component], float], artifact.Manifest]:
+    """Return a function that makes the manifest from what only the build's end knows."""
+
+    def make(built: dict[str, artifact.Component], seconds: float) -> artifact.Manifest:
+        return artifact.Manifest(
+            schema=artifact.SCHEMA,
+            model_name=checkpoint.name,
+            model_digest=checkpoint.digest,
+            default_prompt=checkpoint.default_prompt,
+            target={str(key): cpu.target.attrs[key] for key in ("mcpu",) if key in cpu.target.attrs} | {"kind": "llvm"},
+            cpu_features=cpu.features,
+            dtype=DTYPE,
+            height=size[0],
+            width=size[1],
+            batch_size=config.batch_size,
+            latent_channels=checkpoint.latent_channels,
+            latent_scale=checkpoint.latent_scale,
+            vae_scaling_factor=checkpoint.vae_scaling_factor,
+            scheduler=checkpoint.scheduler_config,
+            tokenizer=tokenizer,
+            components=built,
+            optimisations=enabled(config.disable),
+            versions={name: version(name) for name in VERSIONS},
+            build_seconds=round(seconds, 1),
+        )
+
+    return make
+
+
+def _compile(component: Component, cpu: Cpu, config: BuildConfig, folder: Path) -> tuple[artifact.Component, Native]:
+    start = time.perf_counter()
+    traced = trace(component)
+    traced_seconds = time.perf_counter() - start
+    debug_dir = folder / "debug" / component.name if config.enable_debug else None
+    native = compile_component(traced, cpu, enabled(config.disable), debug_dir)
+    start = time.perf_counter()
+    entry = write_component(traced, native, folder)
+    print(
+        f"{component.name}: traced in {units.seconds(traced_seconds)}, {len(native.origins)} kernels compiled in "
+        f"{units.seconds(native.seconds)}, {units.size(entry.parameters.size)} of parameters packed "
+        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) in {units.seconds(time.perf_counter() - start)}",
+        flush=True,
+    )
+    return entry, native
+
+
+def _verified(component: Component, entry: artifact.Component, native: Native, engine: Engine) -> artifact.Component:
+    start = time.perf_counter()
+    parity = verify(component, engine, DTYPE)
+    shares = _shares(parity.seconds, native.origins)
+    print(
+        f"{component.name}: verified in {units.seconds(time.perf_counter() - start)}: "
+        + ", ".join(f"{name} {value:.1f} dB" for name, value in parity.psnr.items())
+        + "; time: "
+        + ", ".join(f"{origin} {share:.1%}" for origin, share in shares.items()),
+        flush=True,
+    )
+    return dataclasses.replace(entry, psnr={k: round(v, 2) for k, v in parity.psnr.items()}, time_share=shares)
+
+
+def build(config: BuildConfig) -> Path:
+    """Build the artifact that ``config`` describes and return its folder.
+
+    Raises:
+        UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
+    """
+    start = time.perf_counter()
+    enabled(config.disable)
+    cpu = resolve_target(config.target)
+    torch.set_num_threads(set_num_threads(config.num_threads))
+    checkpoint = load_checkpoint(config.model)
+    size = (
+        checkpoint.height if config.height is None else config.height,
+        checkpoint.width if config.width is None else config.width,
+    )
+    print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {cpu.target.attrs.get('mcpu', 'llvm')}", flush=True)
+    parts = components(checkpoint, *size, config.batch_size)
+    with staged(config.output_dir) as folder:
+        (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
+        make = _manifest(config, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
+        built, natives = {}, {}
+        for part in parts:
+            built[part.name], natives[part.name] = _compile(part, cpu, config, folder)
+        artifact.write_manifest(make(built, 0.0), folder)
+        unverified = artifact.Artifact(folder)
+        for part in parts:
+            engine = Engine(unverified, part.name, tvm.cpu())
+            built[part.name] = _verified(part, built[part.name], natives[part.name], engine)
+        artifact.write_manifest(make(built, time.perf_counter() - start), folder)
+    total = sum(path.stat().st_size for path in config.output_dir.rglob("*") if path.is_file())
+    print(f"saved {config.output_dir} ({units.size(total)}) in {units.seconds(time.perf_counter() - start)}")
+    return config.output_dir

@@ -1,0 +1,49 @@
+"""Attention that no kernel took becomes plain multiplies and a softmax."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from compiler.passes.simplify import is_op, static_shape
+
+MASKED = np.float32(-1e30)  # finite, so that a row that is masked everywhere gives a number, not NaN
+
+
+@mutator
+class _Decomposer(PyExprMutator):
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = self.visit_expr_post_order(call)
+        if not is_op(call, "relax.nn.attention") and not is_op(call, "relax.nn.attention_bias"):
+            return call
+        query, key, value = call.args[:3]
+        (batch, queries, _, size), keys = static_shape(query), static_shape(key)[1]
+        scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
+        op, emit = relax.op, self.builder_.emit
+        q = emit(op.permute_dims(op.multiply(query, relax.const(scale, query.ty.dtype)), [0, 2, 1, 3]))
+        scores = emit(op.matmul(q, emit(op.permute_dims(key, [0, 2, 3, 1]))))
+        if len(call.args) > 3:
+            scores = emit(op.add(scores, call.args[3]))
+        if call.attrs.causal_mask is not None:
+            offset = keys - queries if call.attrs.causal_mask == "BottomRight" else 0
+            mask = np.triu(np.full((queries, keys), MASKED), k=1 + offset)
+            scores = emit(op.add(scores, relax.const(mask)))
+        weights = emit(op.nn.softmax(scores, axis=-1))
+        mixed = emit(op.matmul(weights, emit(op.permute_dims(value, [0, 2, 1, 3]))))
+        return op.permute_dims(mixed, [0, 2, 1, 3])
+
+
+@tvm.transform.module_pass(opt_level=0, name="DecomposeAttention")
+class DecomposeAttention:
+    """``nn.attention`` on [B, tokens, heads, size] -> matmul, softmax over the keys, matmul."""
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        decomposer = _Decomposer(module)
+        for variable, function in module.functions_items():
+            if isinstance(function, relax.Function):
+                decomposer.builder_.update_func(variable, decomposer.visit_expr(function))
+        return decomposer.builder_.get()

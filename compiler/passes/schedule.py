@@ -1,0 +1,27 @@
+"""Phase 3: every TensorIR function that is not a kernel of ours gets its loops scheduled."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+
+from compiler.schedules.rule import SimpleRule
+
+KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is already in its final form
+ORIGIN = "tvmerge.origin"  # attribute of every other function: what scheduled it
+
+
+@tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
+class ScheduleRest:
+    """Apply the simple rule to whatever was not dispatched to a kernel of ours."""
+
+    def __init__(self, lanes: int, cores: int) -> None:
+        self.rule = SimpleRule(lanes, cores)
+
+    def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        functions = {}
+        for variable, function in module.functions_items():
+            if isinstance(function, tirx.PrimFunc) and KERNEL not in (function.attrs or {}):
+                function = self.rule.schedule(function).with_attr(ORIGIN, "rule")
+            functions[variable] = function
+        return tvm.IRModule(functions, attrs=module.attrs)

@@ -1,0 +1,1 @@
+"""Schedules for TensorIR functions that are no kernels of ours."""

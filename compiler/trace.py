@@ -1,0 +1,81 @@
+"""From a PyTorch component to a Relax IRModule: one Relax function per compiled shape, parameters as inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import tvm
+from torch.export.graph_signature import InputKind
+from tvm import relax
+from tvm.relax.frontend.torch import from_exported_program
+
+from models.components import Component
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A component in Relax: its functions, raw parameters by qualified name, and the functions' input names.
+
+    In ``module`` each function takes its inputs (attribute ``num_input``), then its raw parameters, named as in
+    ``parameters``.
+    """
+
+    name: str
+    module: tvm.IRModule
+    parameters: dict[str, np.ndarray]
+    inputs: dict[str, list[str]]
+
+
+def _to_device(node: torch.fx.Node, importer: object) -> relax.Var:
+    """Import ``to.device``: everything is on one device here, so it is the value itself."""
+    return importer.env[node.args[0]]  # type: ignore[attr-defined]
+
+
+CONVERT_MAP: dict[str, Callable] = {"to.device": _to_device}
+
+
+def _import(program: torch.export.ExportedProgram) -> tuple[tvm.IRModule, list[str]]:
+    """Import without decomposition: attention and norms stay single ops. Returns the module and parameter names."""
+    module = from_exported_program(
+        program,
+        keep_params_as_input=True,
+        unwrap_unit_return_tuple=True,
+        run_ep_decomposition=False,
+        custom_convert_map=CONVERT_MAP,
+    )
+    module, _ = relax.frontend.detach_params(module)
+    specs = program.graph_signature.input_specs
+    return module, [spec.target for spec in specs if spec.kind is InputKind.PARAMETER]
+
+
+def _rename(function: relax.Function, inputs: list[str], parameters: list[str]) -> relax.Function:
+    """Give inputs and parameters their qualified names, so that equal weights of two functions are known as equal."""
+    new = [relax.Var(name, var.ty) for name, var in zip(inputs + parameters, function.params, strict=True)]
+    renamed = function.bind_params(dict(zip(function.params, new, strict=True)))
+    body, attrs = renamed.body, function.attrs
+    return relax.Function(new, body, function.ret_ty, function.is_pure, attrs)
+
+
+def trace(component: Component) -> Traced:
+    """Trace every function of ``component``.
+
+    Raises:
+        UserError: naming the operation that this TVM can't import.
+    """
+    functions, inputs = {}, {}
+    for function in component.functions:
+        names = [name for name, _ in function.inputs]
+        with torch.no_grad():
+            program = torch.export.export(component.module, tuple(value for _, value in function.inputs))
+        try:
+            module, parameters = _import(program)
+        except (NotImplementedError, AssertionError, ValueError) as error:
+            raise UserError(f"{component.name}: TVM can't import this model: {error}") from error
+        functions[tvm.ir.GlobalVar(function.name)] = _rename(module["main"], names, parameters)
+        inputs[function.name] = names
+    raw = {name: value.detach().contiguous().numpy() for name, value in component.module.named_parameters()}
+    return Traced(component.name, tvm.IRModule(functions), raw, inputs)

@@ -1,0 +1,76 @@
+"""The gate: every compiled function against PyTorch float32, through the engine that users run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.components import Component
+from runtime.engine import Engine
+from utils.errors import UserError
+
+FLOOR = {"float32": 60.0, "float16": 35.0, "bfloat16": 35.0}  # dB
+
+
+def psnr(reference: np.ndarray, result: np.ndarray) -> float:
+    """Return 20 log10(max|reference| / RMSE) in dB.
+
+    Minus infinity when a value is not finite, shapes differ or the reference is constant, which proves nothing.
+    """
+    if reference.shape != result.shape or not np.isfinite(result).all() or np.ptp(reference) == 0:
+        return -math.inf
+    error = math.sqrt(np.mean((reference.astype("float64") - result.astype("float64")) ** 2))
+    return math.inf if error == 0 else 20 * math.log10(np.abs(reference).max() / error)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """PSNR (dB) by function, seconds by kernel symbol over all functions."""
+
+    psnr: dict[str, float]
+    seconds: dict[str, float]
+
+
+def _observe(engine: Engine) -> dict[str, float]:
+    """Collect the seconds that each kernel of ``engine`` takes from now on."""
+    seconds: dict[str, float] = defaultdict(float)
+    started = 0.0
+
+    def observer(_function: object, name: str, before: bool, _result: object, *_arguments: object) -> int:
+        nonlocal started
+        if before:
+            started = time.perf_counter()
+        else:
+            seconds[name] += time.perf_counter() - started
+        return 0
+
+    engine.instrument(observer)
+    return seconds
+
+
+def verify(component: Component, engine: Engine, dtype: str) -> Parity:
+    """Compare every function of ``component`` with PyTorch on its example inputs.
+
+    Raises:
+        UserError: a function is below the floor; component, PSNR and floor are named.
+    """
+    seconds = _observe(engine)
+    measured = {}
+    for function in component.functions:
+        inputs = [value for _, value in function.inputs]
+        result = engine(function.name, *(value.numpy() for value in inputs))
+        with torch.no_grad():
+            reference = component.module(*inputs).numpy()
+        measured[function.name] = psnr(reference, result)
+        if not measured[function.name] >= FLOOR[dtype]:
+            raise UserError(
+                f"{component.name}.{function.name}: PSNR {measured[function.name]:.1f} dB against PyTorch is below the "
+                f"floor of {FLOOR[dtype]:.0f} dB; nothing was saved"
+            )
+    engine.instrument(None)
+    return Parity(measured, dict(seconds))

@@ -1,0 +1,86 @@
+"""Runs one component of an artifact: native functions over memory-mapped parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from runtime.artifact import Artifact, Manifest
+from runtime.parameters import map_parameters
+from utils.cpu import host_instruction_sets, physical_cores
+from utils.errors import UserError
+
+
+def set_num_threads(num_threads: int | None) -> int:
+    """Give TVM ``num_threads`` threads, by default one per physical core, and return how many.
+
+    To be called before the first engine is made: the thread pool never grows afterwards.
+    """
+    count = physical_cores() if num_threads is None else num_threads
+    os.environ["TVM_NUM_THREADS"] = str(count)
+    tvm.get_global_func("runtime.config_threadpool")(1, count)
+    return count
+
+
+def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
+    """Return the device for --device.
+
+    Raises:
+        UserError: no GPU is present, the artifact is for another device, or this CPU lacks an instruction set.
+    """
+    built_for = "cuda" if manifest.target.get("kind") == "cuda" else "cpu"
+    if flag == "cuda" and not tvm.cuda().exist:
+        raise UserError("--device cuda: no CUDA device was found here; use --device cpu")
+    if flag not in ("auto", built_for):
+        raise UserError(f"--device {flag}: this artifact was built for {built_for}; build with another --target")
+    host = host_instruction_sets()
+    missing = sorted(set(manifest.cpu_features) - set(host)) if host is not None else []
+    if missing:
+        raise UserError(f"this CPU lacks {', '.join(missing)}, which the artifact needs; build it on this machine")
+    return tvm.device(built_for)
+
+
+class Engine:
+    """The functions of one component, on one device.
+
+    Raises:
+        UserError: the artifact lacks the component, its library is for another platform or of another TVM, or the
+            parameter file does not hold what the manifest names.
+    """
+
+    def __init__(self, artifact: Artifact, component: str, device: tvm.runtime.Device) -> None:
+        if component not in artifact.manifest.components:
+            raise UserError(f"{artifact.folder} has no {component}; build the artifact again")
+        self.description = artifact.manifest.components[component]
+        self.component = component
+        self.device = device
+        library, parameters = (artifact.path(f) for f in (self.description.library, self.description.parameters))
+        try:
+            self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        except (OSError, RuntimeError, AttributeError, tvm.error.TVMError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise UserError(f"{library} can't be loaded here ({reason}); build the artifact on this machine") from None
+        mapped = map_parameters(parameters)
+        if absent := [name for name in self.description.packing if name not in mapped]:
+            raise UserError(f"{parameters} lacks {absent[0]}; build the artifact again")
+        self._parameters = [tvm.runtime.from_dlpack(mapped[name]) for name in self.description.packing]
+
+    def __call__(self, function: str, *inputs: np.ndarray) -> np.ndarray:
+        """Run ``function`` on arrays of the manifest's shapes and dtypes."""
+        expected = self.description.functions[function].inputs
+        for tensor, value in zip(expected, inputs, strict=True):
+            if value.shape != tuple(tensor.shape) or value.dtype != tensor.dtype:
+                raise ValueError(
+                    f"{self.component}.{function}: {tensor.name} must be {tensor.dtype}{tuple(tensor.shape)}, "
+                    f"not {value.dtype}{value.shape}"
+                )
+        tensors = [tvm.runtime.tensor(np.ascontiguousarray(value), self.device) for value in inputs]
+        return self._machine[function](*tensors, *self._parameters).numpy()
+
+    def instrument(self, observer: Callable[..., object] | None) -> None:
+        """Have ``observer(function, name, before, result, *arguments)`` called around every kernel."""
+        self._machine.set_instrument(observer)
