@@ -37,6 +37,14 @@ def _check_writable(name: str, folder: Path) -> None:
         raise UserError(f"{name} {folder}: no permission to write in {parent}")
 
 
+def _check_picture_name(name: str) -> None:
+    path = Path(name)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--output-image {name}: the name must end in .png")
+    if path.name != name:
+        raise UserError(f"--output-image {name}: a file name without folders, which --output-dir names")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """What build.py compiles. Sizes are in pixels of the picture."""
@@ -89,8 +97,8 @@ class SamplingConfig:
             raise UserError(f"--seed must be from 0 to 2^64-1, not {self.seed}")
         if not math.isfinite(self.guidance_scale):
             raise UserError(f"--guidance-scale must be a finite number, not {self.guidance_scale}")
-        if self.output_image is not None and Path(self.output_image).suffix.lower() != ".png":
-            raise UserError(f"--output-image {self.output_image}: the name must end in .png")
+        if self.output_image is not None:
+            _check_picture_name(self.output_image)
         _check_writable("--output-dir", self.output_dir)
 
 

@@ -1,0 +1,176 @@
+"""From a prompt to pictures: encode, denoise, decode, with the compiled components of one artifact."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+import schedulers
+from runtime.artifact import TOKENIZER, Artifact, Manifest
+from runtime.tokenizer import Tokenizer
+from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
+from utils.errors import UserError
+
+FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
+KEPT_PROMPTS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to draw and how. ``guidance_scale`` of 1 or less is no guidance; no label means the model's own sampler."""
+
+    prompt: str
+    negative_prompt: str = ""
+    steps: int = 20
+    guidance_scale: float = 7.5
+    scheduler_label: str | None = None
+
+    @property
+    def guided(self) -> bool:
+        """Whether the UNet is called for both prompts (classifier-free guidance, arXiv:2207.12598)."""
+        return self.guidance_scale > 1
+
+    def scheduler(self, manifest: Manifest) -> Scheduler:
+        """Return a new sampler, its timesteps planned.
+
+        Raises:
+            UserError: unknown label, or more steps than the sampler can make.
+        """
+        label = self.scheduler_label
+        if label is None:
+            label = schedulers.default_label(manifest.scheduler)
+        scheduler = schedulers.create(label, manifest.scheduler)
+        scheduler.set_timesteps(self.steps)
+        return scheduler
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step done. Arrays are float32 [pictures, C, h, w] and must not be written to.
+
+    ``index`` counts from 0 to ``count`` - 1; ``timestep`` and ``sigma`` are where the UNet was called, ``eps`` is its
+    output after guidance (epsilon or v, as the model was trained), ``x_t`` the latents after the step.
+    """
+
+    index: int
+    count: int
+    timestep: float
+    sigma: float
+    x_t: np.ndarray
+    eps: np.ndarray
+    seconds: float
+
+
+class Pipeline:
+    """The components of an artifact, loaded. Nothing about a picture is fixed here but its size and the batch.
+
+    Raises:
+        UserError: the artifact lacks a component or function, or can't run on the device.
+    """
+
+    def __init__(self, artifact: Artifact, device: str = "auto", num_threads: int | None = None) -> None:
+        from runtime import engine  # brings in TVM, which takes a second: not before it is needed
+
+        self.manifest = artifact.manifest
+        _check_functions(self.manifest)
+        self.tokenizer = Tokenizer(artifact.path(self.manifest.tokenizer))
+        (_, length) = self.manifest.components["text_encoder"].functions["encode"].inputs[0].shape
+        if self.tokenizer.length != length:
+            raise UserError(
+                f"{TOKENIZER} makes {self.tokenizer.length} tokens, the text encoder takes {length}; "
+                "build the artifact again"
+            )
+        target = engine.resolve_device(device, self.manifest)
+        engine.set_num_threads(num_threads)
+        self.engines = {name: engine.Engine(artifact, name, target) for name in FUNCTIONS}
+        self.batch_size, *latent_shape = self.manifest.components["unet"].functions["unguided"].inputs[0].shape
+        self.latent_shape = tuple(latent_shape)
+        self.encode = functools.lru_cache(KEPT_PROMPTS)(self._encode)
+
+    def _encode(self, prompt: str) -> np.ndarray:
+        context = self.engines["text_encoder"]("encode", self.tokenizer.encode(prompt))
+        _require_finite(context, "text_encoder", "")
+        context.setflags(write=False)  # it is kept for the next picture
+        return context
+
+    def context(self, request: Request) -> np.ndarray:
+        """Return what the UNet reads of the prompts, [B or 2B, 77, C]: the negative prompt first, as in diffusers.
+
+        A prompt that was encoded before is not encoded again.
+        """
+        prompts = [request.negative_prompt, request.prompt] if request.guided else [request.prompt]
+        return np.concatenate([np.repeat(self.encode(prompt), self.batch_size, axis=0) for prompt in prompts])
+
+    def sample(self, request: Request, seeds: Sequence[int]) -> Iterator[Step]:
+        """Denoise one picture for each seed, at most ``batch_size`` of them, and yield after each step.
+
+        Each picture has its own noise generator, so it is the same in any batch. To cancel, close the iterator.
+
+        Raises:
+            UserError: unknown sampler; NaN or Inf in the latents, after the step that shows them was yielded.
+            ValueError: no seeds, or more than ``batch_size``.
+        """
+        if not 1 <= len(seeds) <= self.batch_size:
+            raise ValueError(f"{len(seeds)} seeds for a batch size of {self.batch_size}")
+        scheduler = request.scheduler(self.manifest)
+        noise = per_picture([NoiseGenerator(seed) for seed in seeds])
+        x_t = noise((len(seeds), *self.latent_shape)) * np.float32(scheduler.init_noise_sigma)
+        return self._denoise(request, scheduler, self.context(request), x_t, noise)
+
+    def _denoise(
+        self, request: Request, scheduler: Scheduler, context: np.ndarray, x_t: np.ndarray, noise: Noise
+    ) -> Iterator[Step]:
+        count = len(scheduler.timesteps)
+        for i, t in enumerate(scheduler.timesteps):
+            start = time.perf_counter()
+            eps = self._predict(request, scheduler.scale_model_input(x_t, i), t, context)
+            x_t = scheduler.step(eps, i, x_t, noise)
+            seconds = time.perf_counter() - start
+            yield Step(i, count, float(t), float(scheduler.sigmas[i]), x_t, eps, seconds)
+            where = f" at step {i + 1} of {count} (timestep {t:g})"
+            _require_finite(eps, "unet", where)
+            _require_finite(x_t, "scheduler", where)
+
+    def _predict(self, request: Request, x: np.ndarray, t: float, context: np.ndarray) -> np.ndarray:
+        """Call the UNet once and return its output for each picture, float32, after guidance."""
+        count = len(x)
+        if count < self.batch_size:  # the function's batch is fixed: repeat a picture and drop what comes of it
+            x = np.concatenate([x, np.repeat(x[:1], self.batch_size - count, axis=0)])
+        timestep = np.array([t], np.float32)
+        if not request.guided:
+            return self.engines["unet"]("unguided", x, timestep, context)[:count]
+        both = self.engines["unet"]("guided", np.concatenate([x, x]), timestep, context)
+        eps_uncond, eps_cond = np.split(both, 2)
+        return (eps_uncond + np.float32(request.guidance_scale) * (eps_cond - eps_uncond))[:count]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Return the pictures of latents float32 [n, C, h, w]: float32 [n, H, W, 3] in [0, 1].
+
+        Raises:
+            UserError: the decoder's output has NaN or Inf.
+        """
+        pictures = np.concatenate([self.engines["vae_decoder"]("decode", x[None]) for x in latents])
+        _require_finite(pictures, "vae_decoder", "")
+        return pictures
+
+
+def _check_functions(manifest: Manifest) -> None:
+    for component, functions in FUNCTIONS.items():
+        if component not in manifest.components:
+            raise UserError(f"the artifact has no {component}; build it again")
+        for function in functions:
+            if function not in manifest.components[component].functions:
+                raise UserError(f"the artifact's {component} has no function {function}; build it again")
+
+
+def _require_finite(x: np.ndarray, component: str, where: str) -> None:
+    bad = x.size - np.count_nonzero(np.isfinite(x))
+    if bad:
+        raise UserError(
+            f"{component}: {bad} of {x.size} values are NaN or Inf{where}; try another --scheduler-label, "
+            "or build the artifact again"
+        )
