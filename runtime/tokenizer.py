@@ -45,5 +45,8 @@ def _warn(length: int, cut: str) -> None:
     shown = " ".join(words)
     if len(shown) > SHOWN_OF_CUT:
         shown = f"{shown[: SHOWN_OF_CUT // 2]} ... {shown[-SHOWN_OF_CUT // 2 :]}"
-    what = f"warning: the prompt is longer than the {length} tokens that the model reads; {len(words)} words were cut: "
-    print(f'{what}"{shown}"', file=sys.stderr)
+    count = "1 word was" if len(words) == 1 else f"{len(words)} words were"
+    print(
+        f'warning: the prompt is longer than the {length} tokens that the model reads; {count} cut: "{shown}"',
+        file=sys.stderr,
+    )
