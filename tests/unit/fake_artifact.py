@@ -2,8 +2,10 @@
 
 import dataclasses
 import runpy
+import signal
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
+            "skip_prk_steps": True,
         },
         tokenizer=describe(folder / "tokenizer.json", folder),
         components=components,
@@ -99,12 +102,12 @@ class FakeEngine:
     """Stands in for a component: checks shapes and dtypes, records the calls, computes row by row.
 
     The UNet's output depends on the latent, the timestep and the context of its own row only. ``break_at`` is a
-    component and a number of its call: from then on it gives NaN, or raises what ``error`` holds.
+    component and a number of its call: from then on it gives NaN, or calls ``on_break`` where that is set.
     """
 
     calls: list[tuple[str, tuple[np.ndarray, ...]]] = []  # noqa: RUF012  all engines record into one list
     break_at: tuple[str, int] | None = None
-    error: type[BaseException] | None = None
+    on_break: Callable[[], object] | None = None
 
     def __init__(self, artifact, component, device):
         self.component, self.count = component, 0
@@ -118,9 +121,10 @@ class FakeEngine:
         output = getattr(self, "_" + self.component)(*inputs).astype(np.float32)
         assert list(output.shape) == kind.output.shape
         if self.break_at is not None and self.break_at[0] == self.component and self.count >= self.break_at[1]:
-            if self.error is not None:
-                raise self.error
-            output[..., 0] = np.nan
+            if FakeEngine.on_break is None:
+                output[..., 0] = np.nan
+            else:
+                FakeEngine.on_break()
         self.count += 1
         return output
 
@@ -139,6 +143,11 @@ class FakeEngine:
         return picture.repeat(SCALE, axis=2).repeat(SCALE, axis=3).transpose(0, 2, 3, 1)
 
 
+def calls(prefix: str) -> list[tuple[np.ndarray, ...]]:
+    """Return the inputs of all recorded calls of functions (``unet.guided``) that begin with ``prefix``."""
+    return [inputs for name, inputs in FakeEngine.calls if name.startswith(prefix)]
+
+
 def fake_engine_module() -> types.ModuleType:
     """Return what takes the place of runtime.engine, so that no test here needs TVM."""
     module = types.ModuleType("runtime.engine")
@@ -152,6 +161,7 @@ if __name__ == "__main__":
     sys.modules["runtime.engine"] = fake_engine_module()
     if "--break-with-ctrl-c" in sys.argv:
         sys.argv.remove("--break-with-ctrl-c")
-        FakeEngine.break_at, FakeEngine.error = ("unet", 2), KeyboardInterrupt
+        FakeEngine.break_at = ("unet", 2)
+        FakeEngine.on_break = lambda: signal.raise_signal(signal.SIGINT)
     sys.argv[0] = "inference.py"
     runpy.run_path("inference.py", run_name="__main__")

@@ -34,7 +34,7 @@ SETTING = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 def read_like_a1111(text):
-    """Split a parameters text as the web UI does: the settings last, the negative prompt from the line that names it."""
+    """Split a parameters text as the web UI does: settings last, the negative prompt from the line that names it."""
     *lines, last = text.strip().split("\n")
     values = {k: json.loads(v) if v[:1] == v[-1:] == '"' else v for k, v in SETTING.findall(last)}
     prompts = {"prompt": [], "negative": []}
