@@ -1,0 +1,1 @@
+"""The bundled checkpoint: what draws its pictures, what trains it."""

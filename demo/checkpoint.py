@@ -1,0 +1,80 @@
+"""The trained networks as a checkpoint in the diffusers layout, and back."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from demo.diffusion import NOISE
+from utils.errors import UserError
+
+DEFAULT_PROMPT = "a red circle on a blue background"
+COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+Parts = tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel, CLIPTokenizer]
+
+
+def pipeline(parts: Parts) -> StableDiffusionPipeline:
+    """Return diffusers' pipeline over ``parts`` with the scheduler that Stable Diffusion 1.5 has."""
+    vae, text_encoder, unet, tokenizer = parts
+    scheduler = PNDMScheduler(
+        **NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False, prediction_type="epsilon"
+    )
+    scheduler.register_to_config(clip_sample=False)
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
+    """Write ``parts`` as half-precision safetensors to ``folder``, replacing the components that are there.
+
+    All is written beside its place first, then renamed, so that an interruption leaves no file half-written.
+    """
+    temporary = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    halves = (*(copy.deepcopy(part).to(torch.float16) for part in parts[:3]), parts[3])
+    halves[2].set_attn_processor(AttnProcessor2_0())
+    pipeline(halves).save_pretrained(temporary, safe_serialization=True)
+    shutil.copytree(parts[3].name_or_path, temporary / "tokenizer", dirs_exist_ok=True)
+    index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
+    index["_default_prompt"] = prompt
+    (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*COMPONENTS, "model_index.json"):
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(temporary / name, target)
+    shutil.rmtree(temporary)
+
+
+def load(folder: Path) -> Parts:
+    """Load the networks of a checkpoint in float32, to train them further.
+
+    Raises:
+        UserError: the folder is no checkpoint, or a component is missing.
+    """
+    missing = [name for name in COMPONENTS[:4] if not (folder / name / "config.json").exists() and name != "tokenizer"]
+    if missing or not (folder / "tokenizer").is_dir():
+        raise UserError(f"{folder}: no checkpoint to go on from ({', '.join(missing) or 'tokenizer'} missing)")
+    return (
+        AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, torch_dtype=torch.float32),
+        CLIPTextModel.from_pretrained(folder / "text_encoder", use_safetensors=True, dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained(folder / "unet", use_safetensors=True, torch_dtype=torch.float32),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+    )

@@ -1,0 +1,158 @@
+"""Stage two: the UNet and the text encoder learn to turn noise into the latents of what a caption says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+from demo.pictures import grid, loss_curve, to_pixels
+from demo.training import Budget, Schedule, State, fit
+
+NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+DROPOUT = 0.1  # share of captions replaced by nothing, for classifier-free guidance
+GAMMA = 5.0  # Min-SNR weighting, Hang et al. 2023, section 3.4
+PAIRS = (0.1, 0.45)  # share of scenes with two things in a batch: at first, and from half of the budget on
+PROMPTS = (
+    "a red circle on a blue background",
+    "a yellow star on a purple background",
+    "a green square on a white background",
+    "a big blue heart on a pink background",
+    "a white cat on a green background",
+    "a small black bird in the snow",
+    "an orange fish in the sky",
+    "a purple house on a meadow",
+    "a red car on the beach",
+    "a pink flower on a meadow",
+    "a white boat at night",
+    "a blue rocket under the stars",
+    "a green tree in the snow",
+    "a brown mushroom on the grass",
+    "a red bird left of a blue house on a meadow",
+    "a yellow cat on a green car on the beach",
+)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """The training set as stage two sees it: scaled latents, token ids, and which scenes hold two things."""
+
+    latents: torch.Tensor  # float16 [N,4,h,w], of standard deviation 1
+    ids: torch.Tensor  # int16 [N,77]
+    pairs: np.ndarray  # bool [N]
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> torch.Tensor:
+    """Return int64 ids [B,77], padded as Stable Diffusion pads."""
+    return tokenizer(
+        list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+
+
+def signal_levels() -> torch.Tensor:
+    """Return the cumulative product of alphas, float32 [1000]."""
+    betas = torch.linspace(NOISE["beta_start"] ** 0.5, NOISE["beta_end"] ** 0.5, NOISE["num_train_timesteps"]) ** 2
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Generator) -> np.ndarray:
+    """Return indices of ``batch`` scenes: mostly lone things at first, more pairs once half the budget is spent."""
+    share = PAIRS[0] + (PAIRS[1] - PAIRS[0]) * min(1.0, max(0.0, 4 * spent - 1))
+    lone, pair = np.flatnonzero(~data.pairs), np.flatnonzero(data.pairs)
+    count = min(round(batch * share), batch - 1)
+    return np.concatenate([rng.choice(lone, batch - count), rng.choice(pair, count)])
+
+
+def denoising_loss(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: torch.Tensor, ids: torch.Tensor, seed: int
+) -> torch.Tensor:
+    """Return the weighted squared error of the predicted noise; ``latents`` float32 [B,4,h,w], ``ids`` int64 [B,77]."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(0, NOISE["num_train_timesteps"], (len(latents),), generator=generator)
+    level = signal_levels()[timesteps].view(-1, 1, 1, 1)
+    noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
+    with torch.autocast("cpu", torch.bfloat16):
+        context = text_encoder(ids).last_hidden_state
+        predicted = unet(noisy, timesteps, context, return_dict=False)[0]
+    snr = (level / (1 - level)).flatten()
+    error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
+    return (error * snr.clamp(max=GAMMA) / snr).mean()
+
+
+@torch.no_grad()
+def sample(
+    parts: tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel, PreTrainedTokenizerBase],
+    prompts: Sequence[str],
+    steps: int = 20,
+    guidance: float = 5.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """Draw each prompt with DDIM; returns uint8 [B,H,W,3]."""
+    vae, text_encoder, unet, tokenizer = parts
+    scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler.set_timesteps(steps)
+    side = unet.config.sample_size
+    latents = torch.randn(len(prompts), 4, side, side, generator=torch.Generator().manual_seed(seed))
+    with torch.autocast("cpu", torch.bfloat16):
+        ids = tokenise(tokenizer, ["" for _ in prompts] + list(prompts))
+        context = text_encoder(ids).last_hidden_state
+        for timestep in scheduler.timesteps:
+            both = unet(torch.cat([latents, latents]), timestep, context).sample.float()
+            without, said = both.chunk(2)
+            latents = scheduler.step(without + guidance * (said - without), timestep, latents).prev_sample
+        pictures = vae.decode(latents / vae.config.scaling_factor).sample
+    return to_pixels(pictures)
+
+
+def train_diffusion(
+    parts: tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel, PreTrainedTokenizerBase],
+    data: Captioned,
+    work: Path,
+    budget: Budget,
+    *,
+    batch: int = 32,
+    rate: float = 5e-4,
+    seed: int = 0,
+    resume: bool = False,
+    keep: Callable[[], None] = lambda: None,
+) -> State:
+    """Train the UNet and the text encoder together; leaves the mean weights in them and returns the state.
+
+    ``keep`` is called at each checkpoint, with the mean weights in place.
+    """
+    _, text_encoder, unet, tokenizer = parts
+    unet.set_attn_processor(AttnProcessor())  # 256 tokens: stored scores train faster on a CPU than fused attention
+    state = State({"unet": unet, "text_encoder": text_encoder})
+    path = work / "diffusion.safetensors"
+    if resume and path.exists():
+        state.load(path)
+    nothing = tokenise(tokenizer, [""])
+
+    def loss_of(step: int, spent: float) -> torch.Tensor:
+        rng = np.random.default_rng((seed, step))
+        chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
+        dropped = torch.from_numpy(rng.random(batch) < DROPOUT)[:, None]
+        ids = torch.where(dropped, nothing, data.ids[chosen].long())
+        return denoising_loss(unet, text_encoder, data.latents[chosen].float(), ids, seed * 1_000_003 + step)
+
+    def checkpoint(state: State) -> None:
+        state.save(path)
+        state.swap()
+        pictures = sample(parts, PROMPTS)
+        keep()
+        state.swap()
+        grid(pictures, work / "samples.png", 4, PROMPTS)
+        loss_curve(state.losses, work / "diffusion_loss.png", "diffusion")
+        print(f"diffusion: {state.step} steps, samples drawn", file=sys.stderr, flush=True)
+
+    fit(state, loss_of, Schedule(rate, warmup=300), budget, checkpoint)
+    state.swap()
+    return state

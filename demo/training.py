@@ -1,0 +1,161 @@
+"""The loop that both stages of training share: learning rate, mean weights, and a state that survives a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from utils.errors import UserError
+from utils.units import seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: after ``minutes`` of this stage in all, or after ``steps``, whichever comes first."""
+
+    minutes: float
+    steps: int | None = None
+
+    def spent(self, step: int, elapsed: float) -> float:
+        """Return the share (0 to 1) that is used up after ``step`` steps and ``elapsed`` seconds."""
+        if self.steps is not None:
+            return step / self.steps
+        return elapsed / (60 * self.minutes)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate: linear warm-up over ``warmup`` steps, then a cosine down to ``floor`` of ``peak``."""
+
+    peak: float
+    warmup: int = 100
+    floor: float = 0.02
+
+    def rate(self, step: int, spent: float) -> float:
+        """Return the learning rate of ``step`` when the share ``spent`` of the budget is used."""
+        cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, spent)))
+        return self.peak * cosine * min(1.0, (step + 1) / self.warmup)
+
+
+class State:
+    """Everything that a stage needs to go on: weights, their running mean, the optimiser, and the losses so far.
+
+    The running mean is exponential, of decay min(``decay``, (1 + step) / (10 + step)), so that the random start is
+    soon forgotten.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], decay: float = 0.999):
+        self.modules, self._decay = modules, decay
+        self.parameters = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
+        self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.step, self.elapsed, self.losses = 0, 0.0, []
+
+    def update(self, rate: float) -> None:
+        """Make one optimiser step with the gradients at hand, of norm 1 at most, and take it into the mean."""
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        share = 1 - min(self._decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.mean.values()), list(self.parameters.values()), share)
+        self.step += 1
+
+    def swap(self) -> None:
+        """Exchange weights and their running mean. Call it again to exchange them back."""
+        for name, parameter in self.parameters.items():
+            parameter.data, self.mean[name] = self.mean[name], parameter.data
+
+    def save(self, path: Path) -> None:
+        """Write the state to ``path`` (safetensors); an interruption leaves the file before it intact."""
+        tensors = {f"weight/{n}": p.detach() for n, p in self.parameters.items()}
+        tensors |= {f"mean/{n}": p for n, p in self.mean.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"adam/{key}/{name}"] = value
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float32)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        save_file(tensors, temporary, {"progress": json.dumps({"step": self.step, "elapsed": self.elapsed})})
+        os.replace(temporary, path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what ``save`` wrote.
+
+        Raises:
+            UserError: the file is damaged, or of another architecture.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                progress = json.loads(file.metadata()["progress"])
+                for name, parameter in self.parameters.items():
+                    parameter.data.copy_(file.get_tensor(f"weight/{name}"))
+                    self.mean[name].copy_(file.get_tensor(f"mean/{name}"))
+                    if progress["step"] > 0:
+                        keys = ("step", "exp_avg", "exp_avg_sq")
+                        self.optimiser.state[parameter] = {k: file.get_tensor(f"adam/{k}/{name}") for k in keys}
+                self.losses = file.get_tensor("losses").tolist()
+        except (SafetensorError, RuntimeError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a training state of this architecture ({error}); remove it") from error
+        self.step, self.elapsed = progress["step"], progress["elapsed"]
+
+
+def fit(
+    state: State,
+    loss_of: Callable[[int, float], torch.Tensor],
+    schedule: Schedule,
+    budget: Budget,
+    checkpoint: Callable[[State], None],
+    every_minutes: float = 4.0,
+    report_every: int = 50,
+) -> None:
+    """Train until the budget is spent, calling ``checkpoint`` every few minutes and at the end.
+
+    Args:
+        loss_of: (step, share of the budget spent) -> scalar loss. Its random numbers depend on the step alone, so
+            that a run that was killed and resumed goes the same way.
+
+    Raises:
+        FloatingPointError: the loss is no finite number any more.
+    """
+    start = saved = time.monotonic()
+    before = state.elapsed
+    while (spent := budget.spent(state.step, state.elapsed)) < 1:
+        loss = loss_of(state.step, spent)
+        loss.backward()
+        state.losses.append(loss.item())
+        if not math.isfinite(state.losses[-1]):
+            raise FloatingPointError(f"the loss of step {state.step} is {state.losses[-1]}; lower the learning rate")
+        state.update(schedule.rate(state.step, spent))
+        now = time.monotonic()
+        state.elapsed = before + now - start
+        if state.step % report_every == 0:
+            _report(state, budget, report_every)
+        if now - saved > 60 * every_minutes:
+            checkpoint(state)
+            saved = time.monotonic()
+    checkpoint(state)
+
+
+def _report(state: State, budget: Budget, window: int) -> None:
+    recent = state.losses[-window:]
+    spent = budget.spent(state.step, state.elapsed)
+    left = state.elapsed / spent - state.elapsed if spent > 0 else 0.0
+    line = f"step {state.step}  loss {sum(recent) / len(recent):.4f}  {seconds(state.elapsed / state.step)} a step"
+    print(f"{line}  {100 * spent:.0f} %  {seconds(max(0.0, left))} left", file=sys.stderr, flush=True)
