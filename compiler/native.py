@@ -10,7 +10,8 @@ from pathlib import Path
 import tvm
 from tvm import relax, tirx
 
-from compiler.passes.schedule import KERNEL, ORIGIN
+from compiler.kernels.registry import KERNEL
+from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise
 from compiler.target import Cpu
 from compiler.trace import Traced
@@ -59,7 +60,8 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
     packed_types: dict[str, ShapeAndType] = {}
     origins: dict[str, str] = {}
     module = traced.module
-    for phase, module in optimise(module, cpu, on, debug_dir):
+    for phase, compiled in optimise(traced.module, cpu, on, debug_dir):
+        module = compiled
         if phase == "dispatch":
             packing = {name: Packing(**entry) for name, entry in json.loads(str(module.attrs["packing"])).items()}
             first = next(iter(traced.inputs))

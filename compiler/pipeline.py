@@ -40,7 +40,7 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         Step("graph", transform.EliminateCommonSubexpr()),
         Step("graph", transform.DeadCodeElimination()),
         # Phase 2: operator + shape + target -> kernel of ours and its packing.
-        Step("dispatch", Dispatch(cpu, on)),
+        Step("dispatch", Dispatch(cpu.machine, on)),
         Step("dispatch", DecomposeAttention()),
         Step("dispatch", Simplify()),
         Step("dispatch", LiftPacking()),
@@ -50,7 +50,7 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         Step("rest", transform.FuseOps(), "fusion"),
         Step("rest", transform.FuseTIR(), "fusion"),
         Step("rest", transform.DeadCodeElimination()),
-        Step("rest", ScheduleRest(cpu.lanes, cpu.cores)),
+        Step("rest", ScheduleRest(cpu.machine)),
         # Phase 4: memory is planned and calls are lowered to the virtual machine.
         Step("lower", transform.ToNonDataflow()),
         Step("lower", transform.RemovePurityChecking()),

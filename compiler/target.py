@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm.target import Target, codegen
 
+from compiler.kernels.register_tile import Machine
 from utils.cpu import instruction_sets, physical_cores
 from utils.errors import UserError, choose
 
@@ -16,11 +17,10 @@ KINDS = ("auto", "llvm", "cuda")
 
 @dataclass(frozen=True)
 class Cpu:
-    """A CPU target: LLVM's options, float32 lanes of its widest vectors, and cores to share the work."""
+    """A CPU target: LLVM's options and what the kernels need to know of it."""
 
     target: Target
-    lanes: int
-    cores: int
+    machine: Machine
 
     @property
     def features(self) -> list[str]:
@@ -53,7 +53,9 @@ def resolve_target(text: str) -> Cpu:
     if "mcpu" in options:
         choose("--target mcpu", str(options["mcpu"]), known)
     bits = int(codegen.llvm_get_vector_width(target))
-    return Cpu(target, max(4, bits // 32), int(options["num-cores"]))
+    lanes = min(16, max(4, bits // 32))
+    many = lanes == 16 or "neon" in codegen.llvm_get_cpu_features(target)
+    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"])))
 
 
 def _parse_json(text: str) -> dict:

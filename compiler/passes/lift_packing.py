@@ -13,6 +13,8 @@ import tvm_ffi
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.passes.parameter_only import bindings, parameter_only
+
 
 class _Packings:
     """The packings of a component, shared by its functions."""
@@ -75,20 +77,16 @@ class _Remove(PyExprMutator):
 def _lift(function: relax.Function, packings: _Packings) -> tuple[relax.Function, dict[str, relax.Var]]:
     """Return ``function`` without its packing, and the packed parameters that it uses by name."""
     inputs = int(function.attrs["num_input"])
-    raw = set(function.params[inputs:])
-    bindings = [binding for block in function.body.blocks for binding in block.bindings]
-    packing: dict[relax.Var, relax.Expr] = {}
+    known = parameter_only(function)
+    packing = {var: value for var, value in known.items() if value is not None}
     frontier: dict[relax.Var, None] = {}
-    for binding in bindings:
-        used = relax.analysis.free_vars(binding.value)
-        if used and all(v in raw or v in packing for v in used) and isinstance(binding.var.ty, relax.TensorType):
-            packing[binding.var] = binding.value
-        else:
-            frontier.update(dict.fromkeys(v for v in used if v in raw or v in packing))
+    for binding in bindings(function):
+        if binding.var not in packing:
+            frontier.update(dict.fromkeys(v for v in relax.analysis.free_vars(binding.value) if v in known))
     new: dict[str, relax.Var] = {}
     replaced: dict[relax.Var, relax.Var] = {}
     for var in frontier:
-        if var in raw:
+        if known[var] is None:
             name = packings.add(None, [var.name], var.ty)
         else:
             packed, leaves = _extract(var, packing)

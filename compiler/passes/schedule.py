@@ -5,9 +5,10 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.registry import KERNEL
 from compiler.schedules.rule import SimpleRule
 
-KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is already in its final form
 ORIGIN = "tvmerge.origin"  # attribute of every other function: what scheduled it
 
 
@@ -15,8 +16,8 @@ ORIGIN = "tvmerge.origin"  # attribute of every other function: what scheduled i
 class ScheduleRest:
     """Apply the simple rule to whatever was not dispatched to a kernel of ours."""
 
-    def __init__(self, lanes: int, cores: int) -> None:
-        self.rule = SimpleRule(lanes, cores)
+    def __init__(self, machine: Machine) -> None:
+        self.rule = SimpleRule(machine.lanes, machine.cores)
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         functions = {}

@@ -1,0 +1,81 @@
+"""Y[M, N] = X[M, K] W[K, N] + epilogue, float32, weights packed in panels [N / panel][K][panel].
+
+A tile of 12 rows x 32 columns (AVX-512) stays in registers: per step of K two vector loads of weights feed 24
+multiply-adds. With many rows a task is a stripe of rows, and as many panels as fit the second cache level are reused for all rows of
+the stripe; with few rows the tasks are the panels, so that each weight is read once.
+Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tvm.tirx.script.builder.ir as T
+from tvm import tirx
+
+from compiler.kernels.epilogue import Epilogue
+from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
+from compiler.kernels.tir import Value, argument, local, prim_func, steps
+
+FEW_ROWS = 512  # below it weights weigh more than rows
+STRIPES = 2  # stripes of rows per core
+
+
+class _Matmul:
+    def __init__(self, m: int, k: int, n: int, operand_rows: Sequence[int], machine: Machine) -> None:
+        self.m, self.k, self.n, self.machine = m, k, n, machine
+        self.panels = -(-n // machine.panel)
+        self.tile_rows = min(machine.rows, m)
+        self.tiles = -(-m // self.tile_rows)
+        self.epilogue = Epilogue(operand_rows, m, n)
+
+    def body(self) -> None:
+        """Declare the arguments and share the tiles among the cores."""
+        self.x = argument("x", (self.m, self.k))
+        self.w = argument("w", (self.panels, self.k, self.machine.panel))
+        self.epilogue.declare()
+        self.y = argument("y", (self.m, self.n))
+        if self.m < FEW_ROWS and self.panels >= self.machine.cores:
+            with T.parallel(self.panels) as panel:
+                with T.serial(self.tiles) as tile:
+                    self._tile(tile, panel)
+            return
+        stripes = min(self.tiles, STRIPES * self.machine.cores)
+        stripe_tiles = -(-self.tiles // stripes)
+        kept = max(1, min(self.panels, self.machine.cache // 2 // (self.k * self.machine.panel * 4)))
+        with T.parallel(stripes) as stripe:
+            with T.serial(-(-self.panels // kept)) as group:
+                low = stripe * stripe_tiles
+                with T.serial(low, T.min(self.tiles, low + stripe_tiles)) as tile:
+                    with T.serial(group * kept, T.min(self.panels, group * kept + kept)) as panel:
+                        self._tile(tile, panel)
+
+    def _tile(self, tile: Value, panel: Value) -> None:
+        accumulators = local(self.tile_rows, self.machine.panel)
+        rest = self.m - (self.tiles - 1) * self.tile_rows
+        if rest == self.tile_rows:
+            self._rows(accumulators, tile, panel, rest)
+            return
+        with T.If(tile < self.tiles - 1):
+            with T.Then():
+                self._rows(accumulators, tile, panel, self.tile_rows)
+            with T.Else():
+                self._rows(accumulators, tile, panel, rest)
+
+    def _rows(self, accumulators: Value, tile: Value, panel: Value, rows: int) -> None:
+        registers = RegisterTile(self.machine, accumulators)
+        first = tile * self.tile_rows
+        registers.clear(rows)
+
+        def step(k: Value) -> None:
+            registers.multiply(
+                rows, lambda row: self.x[first + row, k], lambda c: registers.v.load(self.w, panel, k, c)
+            )
+
+        steps(self.k, UNROLL, step)
+        registers.write(rows, lambda row: first + row, self.y, panel * self.machine.panel, self.epilogue)
+
+
+def matmul(m: int, k: int, n: int, operand_rows: Sequence[int], machine: Machine) -> tirx.PrimFunc:
+    """Return X[m, k] W + epilogue as a function of x, packed w, the epilogue's operands and y."""
+    return prim_func(_Matmul(m, k, n, operand_rows, machine).body)

@@ -1,0 +1,73 @@
+"""The inner product that multiplies and convolutions share: a tile of rows x two vectors kept in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from compiler.kernels.epilogue import Epilogue
+from compiler.kernels.tir import T, Value, Vectors
+
+COLUMNS = 2  # vectors of a panel of packed weights
+UNROLL = 4  # steps of the reduction written out
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a kernel needs to know of the CPU: float32 lanes, vector registers, cores, bytes of second-level cache."""
+
+    lanes: int
+    registers: int
+    cores: int
+    cache: int = 1 << 20
+
+    @property
+    def rows(self) -> int:
+        """Rows of a register tile; a quarter of the registers is left for operands."""
+        return (self.registers - self.registers // 4) // COLUMNS
+
+    @property
+    def panel(self) -> int:
+        """Output channels of a panel of packed weights."""
+        return COLUMNS * self.lanes
+
+
+class RegisterTile:
+    """Accumulates ``rows`` x one panel of a result."""
+
+    def __init__(self, machine: Machine, accumulators: Value) -> None:
+        self.v = Vectors(machine.lanes)
+        self.columns = [column * machine.lanes for column in range(COLUMNS)]
+        self.accumulators = accumulators
+
+    def clear(self, rows: int) -> None:
+        """Set the tile to zero."""
+        for row in range(rows):
+            for c in self.columns:
+                self.v.store(self.accumulators, self.v.all(0.0), row, c)
+
+    def multiply(self, rows: int, factor: Callable[[int], Value], weights: Callable[[int], Value]) -> None:
+        """Add ``factor(row)``, a scalar, times ``weights(column)``, a vector, for one step of the reduction."""
+        for row in range(rows):
+            for c in self.columns:
+                product = self.v.all(factor(row)) * weights(c)
+                self.v.store(self.accumulators, self.v.load(self.accumulators, row, c) + product, row, c)
+
+    def write(
+        self, rows: int, row_index: Callable[[int], Value], output: Value, first: Value, epilogue: Epilogue
+    ) -> None:
+        """Add the epilogue and store the tile at channel ``first`` of ``output`` [rows, channels].
+
+        Channels beyond the last one are the panel's padding and are dropped.
+        """
+        width = self.columns[-1] + self.v.lanes
+        for row in range(rows):
+            index = row_index(row)
+            if epilogue.channels % width == 0:
+                for c in self.columns:
+                    value = epilogue.add(self.v, self.v.load(self.accumulators, row, c), index, first + c)
+                    self.v.store(output, value, index, first + c)
+                continue
+            with T.serial(T.min(width, epilogue.channels - first)) as c:
+                value = epilogue.add_scalar(self.accumulators[row, c], index, first + c)
+                T.buffer_store(output, value, [index, first + c])

@@ -1,0 +1,162 @@
+"""Which operator and shape each kernel takes, how its weights are packed, and how it is called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from compiler.kernels.conv2d import ConvShape, conv2d
+from compiler.kernels.flash_attention import AttentionShape, flash_attention
+from compiler.kernels.matmul import matmul
+from compiler.kernels.register_tile import Machine
+from compiler.passes.simplify import static_shape
+
+KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form
+
+
+@dataclass(frozen=True)
+class Added:
+    """An operand that is added to a kernel's result: as a matrix, it has this many rows."""
+
+    value: relax.Expr
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel for one call: its name, the cached maker of its function with arguments, and its operands."""
+
+    name: str
+    make: Callable[..., tirx.PrimFunc]
+    arguments: tuple[Any, ...]
+    operands: Callable[[relax.BlockBuilder], list[relax.Expr]]
+    output: list[int]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel in the registry.
+
+    ``accepts`` looks at the call and says whether its weight is known when parameters are packed; ``plan`` makes the call.
+    ``absorbs`` tells whether additions to the result can be done by the kernel.
+    """
+
+    optimisation: str
+    operator: str
+    accepts: Callable[[relax.Call, Callable[[relax.Expr], bool]], bool]
+    plan: Callable[[relax.Call, Sequence[Added], Machine], Plan]
+    absorbs: bool
+
+
+def _is_float32(*values: relax.Expr) -> bool:
+    return all(value.ty.dtype == "float32" for value in values)
+
+
+def _panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, panel: int) -> relax.Expr:
+    """Pack a weight matrix [rows, columns] as [panels, rows, panel], padded with zeros. Linear in the weight."""
+    count = -(-columns // panel)
+    weight = relax.op.reshape(weight, [rows, columns])
+    if count * panel != columns:
+        weight = relax.op.nn.pad(weight, [0, 0, 0, count * panel - columns])
+    weight = builder.emit(relax.op.reshape(builder.emit(weight), [rows, count, panel]))
+    return builder.emit(relax.op.permute_dims(weight, [1, 0, 2]))
+
+
+def _matrices(builder: relax.BlockBuilder, added: Sequence[Added], channels: int) -> list[relax.Expr]:
+    return [builder.emit(relax.op.reshape(a.value, [a.rows, channels])) for a in added]
+
+
+def _plan_multiply(
+    data: relax.Expr, weight: relax.Expr, output: list[int], added: Sequence[Added], machine: Machine
+) -> Plan:
+    rows, inputs, outputs = math.prod(output[:-1]), static_shape(data)[-1], output[-1]
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        x = builder.emit(relax.op.reshape(data, [rows, inputs]))
+        return [
+            x,
+            _panels(builder, weight, inputs, outputs, machine.panel),
+            *_matrices(builder, added, outputs),
+        ]
+
+    arguments = (rows, inputs, outputs, tuple(a.rows for a in added), machine)
+    return Plan("matmul", matmul, arguments, operands, [rows, outputs])
+
+
+def _accepts_matmul(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
+    data, weight = call.args
+    return is_weight(weight) and len(static_shape(weight)) == 2 and _is_float32(data, weight)
+
+
+def _plan_matmul(call: relax.Call, added: Sequence[Added], machine: Machine) -> Plan:
+    data, weight = call.args
+    output = [*static_shape(data)[:-1], static_shape(weight)[-1]]
+    return _plan_multiply(data, weight, output, added, machine)
+
+
+def _accepts_conv2d(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
+    attrs = call.attrs
+    plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and _is_float32(*call.args)
+
+
+def _plan_conv2d(call: relax.Call, added: Sequence[Added], machine: Machine) -> Plan:
+    data, weight = call.args
+    batch, height, width, inputs = static_shape(data)
+    kh, kw, _, outputs = static_shape(weight)
+    stride, padding = (int(s) for s in call.attrs.strides), (int(p) for p in call.attrs.padding)
+    shape = ConvShape(batch, height, width, inputs, outputs, (kh, kw), tuple(stride), tuple(padding))
+    result = [batch, *shape.result, outputs]
+    if (kh, kw) == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
+        return _plan_multiply(data, weight, result, added, machine)
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [
+            data,
+            _panels(builder, weight, kh * kw * inputs, outputs, machine.panel),
+            *_matrices(builder, added, outputs),
+        ]
+
+    arguments = (shape, tuple(a.rows for a in added), machine)
+    return Plan("conv2d", conv2d, arguments, operands, [math.prod(result[:-1]), outputs])
+
+
+def _accepts_attention(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+    return call.attrs.window_size is None and _is_float32(*call.args)
+
+
+def _plan_attention(call: relax.Call, _added: Sequence[Added], machine: Machine) -> Plan:
+    query, key, value = call.args
+    batch, queries, heads, size = static_shape(query)
+    keys, value_size = static_shape(key)[1], static_shape(value)[-1]
+    scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
+    offsets = {"None": None, "TopLeft": 0, "BottomRight": keys - queries}
+    shape = AttentionShape(
+        batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)]
+    )
+    arguments = (shape, machine.lanes, machine.registers)
+    output = [batch, queries, heads, value_size]
+    return Plan("flash_attention", flash_attention, arguments, lambda _builder: [query, key, value], output)
+
+
+REGISTRY = (
+    Entry("packed_matmul", "relax.matmul", _accepts_matmul, _plan_matmul, absorbs=True),
+    Entry("packed_conv", "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, absorbs=True),
+    Entry("flash_attention", "relax.nn.attention", _accepts_attention, _plan_attention, absorbs=False),
+)
+
+
+def find(call: relax.Expr, is_weight: Callable[[relax.Expr], bool], on: dict[str, bool]) -> Entry | None:
+    """Return the entry that takes ``call``, if its optimisation is on."""
+    if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
+        return None
+    for entry in REGISTRY:
+        if call.op.name == entry.operator and on[entry.optimisation] and entry.accepts(call, is_weight):
+            return entry
+    return None
