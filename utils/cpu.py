@@ -7,9 +7,12 @@ import re
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-INSTRUCTION_SETS = re.compile(
-    r"sse\d.*|ssse3|avx.*|fma|f16c|bmi\d?|amx.*|neon|asimd.*|sve.*|dotprod|fullfp16|bf16|i8mm"
-)
+INSTRUCTION_SETS = re.compile(r"avx.*|fma|f16c|amx.*|neon|sve.*|dotprod|fullfp16|bf16|i8mm")
+KERNEL_NAMES = {
+    "asimd": "neon",
+    "asimddp": "dotprod",
+    "asimdhp": "fullfp16",
+}  # Linux's names of what LLVM calls otherwise
 
 
 def _cpuinfo() -> list[dict[str, str]]:
@@ -44,7 +47,8 @@ def normalise(feature: str) -> str:
 
 def instruction_sets(features: list[str]) -> list[str]:
     """Keep the vector instruction sets among ``features``, spelt in one way."""
-    return sorted({normalise(f) for f in features if INSTRUCTION_SETS.fullmatch(f)})
+    named = (KERNEL_NAMES.get(feature, feature) for feature in features)
+    return sorted({normalise(name) for name in named if INSTRUCTION_SETS.fullmatch(name)})
 
 
 def host_instruction_sets() -> list[str] | None:

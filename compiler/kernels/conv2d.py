@@ -84,9 +84,7 @@ class _Conv2d:
         with T.parallel(s.batch * height) as row:
             n, y = T.floordiv(row, height), T.floormod(row, height)
             with T.serial(width) as x:
-                inside = T.And(
-                    T.And(y >= top, y < top + s.height), T.And(x >= left, x < left + s.width)
-                )
+                inside = T.And(T.And(y >= top, y < top + s.height), T.And(x >= left, x < left + s.width))
                 with T.serial(s.inputs // lanes) as c:
                     value = T.if_then_else(inside, v.load(self.x, n, y - top, x - left, c * lanes), v.all(0.0))
                     v.store(padded, value, n, y, x, c * lanes)
@@ -105,9 +103,7 @@ class _Conv2d:
                     tap = (kh * s.kernel[1] + kw) * s.inputs + channel
                     registers.multiply(
                         count,
-                        lambda pixel: self.x[
-                            n, y * s.stride[0] + kh, (first + pixel) * s.stride[1] + kw, channel
-                        ],
+                        lambda pixel: self.x[n, y * s.stride[0] + kh, (first + pixel) * s.stride[1] + kw, channel],
                         lambda c: registers.v.load(self.w, panel, tap, c),
                     )
 

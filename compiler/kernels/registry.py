@@ -137,9 +137,7 @@ def _plan_attention(call: relax.Call, _added: Sequence[Added], machine: Machine)
     keys, value_size = static_shape(key)[1], static_shape(value)[-1]
     scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
     offsets = {"None": None, "TopLeft": 0, "BottomRight": keys - queries}
-    shape = AttentionShape(
-        batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)]
-    )
+    shape = AttentionShape(batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)])
     arguments = (shape, machine.lanes, machine.registers)
     output = [batch, queries, heads, value_size]
     return Plan("flash_attention", flash_attention, arguments, lambda _builder: [query, key, value], output)

@@ -56,9 +56,7 @@ def _match(function: relax.Function, on: dict[str, bool]) -> tuple[dict[relax.Va
     return matches, absorbed
 
 
-def _absorb(
-    step: relax.VarBinding, matches: dict[relax.Var, _Match], absorbed: set[relax.Var], uses: Counter
-) -> None:
+def _absorb(step: relax.VarBinding, matches: dict[relax.Var, _Match], absorbed: set[relax.Var], uses: Counter) -> None:
     """Move an addition into the kernel whose result nobody else reads."""
     for result, addend in (step.value.args, list(step.value.args)[::-1]):
         if not isinstance(result, relax.Var) or result not in matches or uses[result] != 1:

@@ -1,0 +1,26 @@
+"""Compile a Stable Diffusion checkpoint into an artifact that inference.py runs."""
+
+from __future__ import annotations
+
+from utils.command_line import parse
+from utils.config import BuildConfig
+from utils.errors import run_script
+
+EXAMPLES = """
+  python build.py                                       the bundled demo model, for this CPU
+  python build.py --model ./stable-diffusion-v1-5 --output-dir sd15
+  python build.py --model random:sd15 --height 512 --width 768 --output-dir wide
+  python build.py --disable flash_attention,layout --enable-debug
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Build what the command line asks for."""
+    config = parse(BuildConfig, argv, __doc__ or "", EXAMPLES)
+    from compiler.builder import build  # after the flags are checked: torch and tvm take seconds to import
+
+    build(config)
+
+
+if __name__ == "__main__":
+    run_script(main)
