@@ -95,8 +95,8 @@ def write_component(traced: Traced, native: Native, folder: Path) -> Component:
     write_parameters(parameters, native.packed_types, _packed(traced.name, machine, native, traced.parameters))
     functions = {}
     for function, names in traced.inputs.items():
-        variables = traced.module[function].params[: len(names)]
-        types = [TensorType(n, [int(e) for e in v.ty.shape], str(v.ty.dtype)) for n, v in zip(names, variables)]
+        pairs = zip(names, traced.module[function].params[: len(names)], strict=True)
+        types = [TensorType(n, [int(e) for e in v.ty.shape], str(v.ty.dtype)) for n, v in pairs]
         functions[function] = FunctionType(types, native.outputs[function])
     return Component(
         library=describe(library, folder),

@@ -8,11 +8,7 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 INSTRUCTION_SETS = re.compile(r"avx.*|fma|f16c|amx.*|neon|sve.*|dotprod|fullfp16|bf16|i8mm")
-KERNEL_NAMES = {
-    "asimd": "neon",
-    "asimddp": "dotprod",
-    "asimdhp": "fullfp16",
-}  # Linux's names of what LLVM calls otherwise
+LLVM_NAMES = {"asimd": "neon", "asimddp": "dotprod", "asimdhp": "fullfp16"}  # by Linux's names
 
 
 def _cpuinfo() -> list[dict[str, str]]:
@@ -47,7 +43,7 @@ def normalise(feature: str) -> str:
 
 def instruction_sets(features: list[str]) -> list[str]:
     """Keep the vector instruction sets among ``features``, spelt in one way."""
-    named = (KERNEL_NAMES.get(feature, feature) for feature in features)
+    named = (LLVM_NAMES.get(feature, feature) for feature in features)
     return sorted({normalise(name) for name in named if INSTRUCTION_SETS.fullmatch(name)})
 
 

@@ -1,8 +1,8 @@
 """Direct convolution, NHWC, float32, weights packed in panels [CO / panel][KH * KW * CI][panel].
 
-The input is first copied into a zero-padded buffer (a test in the inner loop costs more than the copy); then a
-tile of pixels of one row x one panel stays in registers over the whole reduction. At small pictures the tasks are panels, so that weights stream
-once; at large ones they are rows of the picture.
+The input is first copied into a zero-padded buffer (a test in the inner loop costs more than the copy); then a tile of
+pixels of one row x one panel stays in registers over the whole reduction. At small pictures the tasks are panels, so
+that weights stream once; at large ones they are rows of the picture.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What is added to a result while it is still in registers: bias, time embedding, residual.
 
-Every operand is a matrix [rows, channels] whose row serves ``total rows / rows`` rows of the result: one row is a bias, a row
-per picture a time embedding, all rows a residual.
+Every operand is a matrix [rows, channels] whose row serves ``total rows / rows`` rows of the result: one row is a
+bias, a row per picture a time embedding, all rows a residual.
 """
 
 from __future__ import annotations

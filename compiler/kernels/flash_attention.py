@@ -1,7 +1,7 @@
 """Attention with an online softmax: the score matrix is never stored.
 
-Queries sit in the vector lanes, two vectors at a time: tiles S^T[key][query] and O^T[size][query]. Keys and values are then
-only broadcast from their own layout, maximum and sum of a row are vertical, and a tail of keys is a shorter tile.
+Queries sit in the vector lanes, two vectors at a time: tiles S^T[key][query] and O^T[size][query]. Keys and values are
+then only broadcast from their own layout, maximum and sum are vertical, and a tail of keys is a shorter tile.
 A task is one head and a few query blocks; per block of keys it reads keys and values once for all of its queries,
 so memory traffic is tokens^2 / (queries a task) instead of tokens^2.
 Sources: Dao et al., FlashAttention (2022); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).

@@ -1,8 +1,8 @@
 """Y[M, N] = X[M, K] W[K, N] + epilogue, float32, weights packed in panels [N / panel][K][panel].
 
 A tile of 12 rows x 32 columns (AVX-512) stays in registers: per step of K two vector loads of weights feed 24
-multiply-adds. With many rows a task is a stripe of rows, and as many panels as fit the second cache level are reused for all rows of
-the stripe; with few rows the tasks are the panels, so that each weight is read once.
+multiply-adds. With many rows a task is a stripe of rows, and as many panels as fit the second cache level are reused
+for all rows of the stripe; with few rows the tasks are the panels, so that each weight is read once.
 Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008).
 """
 

@@ -42,8 +42,8 @@ class Plan:
 class Entry:
     """A kernel in the registry.
 
-    ``accepts`` looks at the call and says whether its weight is known when parameters are packed; ``plan`` makes the call.
-    ``absorbs`` tells whether additions to the result can be done by the kernel.
+    ``accepts`` looks at a call, given a test for what is known when parameters are packed; ``plan`` makes the kernel's
+    call. ``absorbs`` tells whether additions to the result can be done by the kernel.
     """
 
     optimisation: str

@@ -21,7 +21,7 @@ class _Decomposer(PyExprMutator):
         if not is_op(call, "relax.nn.attention") and not is_op(call, "relax.nn.attention_bias"):
             return call
         query, key, value = call.args[:3]
-        (batch, queries, _, size), keys = static_shape(query), static_shape(key)[1]
+        (_, queries, _, size), keys = static_shape(query), static_shape(key)[1]
         scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
         op, emit = relax.op, self.builder_.emit
         q = emit(op.permute_dims(op.multiply(query, relax.const(scale, query.ty.dtype)), [0, 2, 1, 3]))

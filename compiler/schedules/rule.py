@@ -104,12 +104,14 @@ class SimpleRule:
         node = sch.get(block)
         loops = sch.get_loops(block)
         kinds = [v.iter_type for v in node.iter_vars]
-        spatial = [loop for loop, kind in zip(loops, kinds) if kind == tirx.IterVar.DataPar]
-        reduce = [loop for loop, kind in zip(loops, kinds) if kind == tirx.IterVar.CommReduce]
-        last = next((v.var for v in reversed(node.iter_vars) if v.iter_type == tirx.IterVar.DataPar), None)
-        if len(loops) != len(kinds) or not spatial:
+        if len(loops) != len(kinds) or tirx.IterVar.DataPar not in kinds:
             return
-        if last is not None and _reads_along(node, last):
+        spatial, reduce = (
+            [loop for loop, kind in zip(loops, kinds, strict=True) if kind == wanted]
+            for wanted in (tirx.IterVar.DataPar, tirx.IterVar.CommReduce)
+        )
+        last = next(v.var for v in reversed(node.iter_vars) if v.iter_type == tirx.IterVar.DataPar)
+        if _reads_along(node, last):
             self._tile(sch, block, spatial, reduce)
         else:
             sch.reorder(*spatial, *reduce)
