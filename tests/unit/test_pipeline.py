@@ -97,6 +97,13 @@ def test_a_picture_is_the_same_in_any_batch(tmp_path, label, guidance):
     assert np.abs(single[0] - single[1]).max() > 0.1
 
 
+def test_a_batch_that_is_not_full_repeats_a_picture(tmp_path):
+    step = next(pipeline_of(tmp_path, 3).sample(Request(prompt="a", guidance_scale=1), [4]))
+    ((latent, _, _),) = calls("unet.")
+    assert np.array_equal(latent[1], latent[0]) and np.array_equal(latent[2], latent[0])
+    assert step.x_t.shape == step.eps.shape == (1, *SHAPE)
+
+
 def test_the_negative_prompt_guidance_and_steps_change_the_latents(tmp_path):
     pipeline = pipeline_of(tmp_path)
     base = {"prompt": "a", "negative_prompt": "", "steps": 4, "guidance_scale": 7.5}
@@ -113,6 +120,8 @@ def test_a_prompt_is_encoded_once(tmp_path):
     latents_of(pipeline, request, [1, 2, 3])
     assert len(calls("unet.")) == 12
     assert len(calls("text_encoder.")) == 2
+    with pytest.raises(ValueError, match="read-only"):
+        pipeline.encode("a")[:] = 0
 
 
 def test_steps_say_where_they_are(tmp_path):

@@ -123,6 +123,14 @@ def test_debug_prints_each_step_as_json(tmp_path, capsys):
     assert lines[0]["sigma"] > lines[1]["sigma"] > lines[2]["sigma"] > 0
 
 
+def test_the_summary_and_the_bar_count_what_the_sampler_does(tmp_path, capsys, monkeypatch):
+    totals = []
+    monkeypatch.setattr("runtime.run.progress", lambda steps, name, total: totals.append(total) or steps)
+    run(config_of(tmp_path, 2, num_images=3, scheduler_label="pndm"))
+    assert totals == [len(calls("unet."))] == [2 * 4]  # pndm's warm-up is a step more
+    assert ", 8 steps " in capsys.readouterr().out
+
+
 def test_without_debug_no_json(tmp_path, capsys):
     run(config_of(tmp_path))
     assert "{" not in capsys.readouterr().out
