@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +31,21 @@ class Traced:
     inputs: dict[str, list[str]]
 
 
-def _to_device(node: torch.fx.Node, importer: object) -> relax.Var:
+def _to_device(node: torch.fx.Node, importer: Any) -> relax.Var:
     """Import ``to.device``: everything is on one device here, so it is the value itself."""
-    return importer.env[node.args[0]]  # type: ignore[attr-defined]
+    return importer.env[node.args[0]]
 
 
-CONVERT_MAP: dict[str, Callable] = {"to.device": _to_device}
+def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Import ``embedding`` with ids clipped to the table: the importer's own form reads beyond it."""
+    weight, ids = (importer.env[argument] for argument in node.args[:2])
+    shape = [int(extent) for extent in ids.ty.shape]
+    emit, op = importer.block_builder.emit, relax.op
+    flat = emit(op.reshape(emit(op.astype(ids, "int32")), [-1]))
+    return emit(op.reshape(emit(op.take(weight, flat, axis=0, mode="clip")), [*shape, int(weight.ty.shape[1])]))
+
+
+CONVERT_MAP: dict[str, Callable] = {"to.device": _to_device, "embedding.default": _embedding}
 
 
 def _import(program: torch.export.ExportedProgram) -> tuple[tvm.IRModule, list[str]]:

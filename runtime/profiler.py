@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -39,7 +39,7 @@ class Profiler:
         for engine in self._engines.values():
             engine.instrument(None)
 
-    def _observer(self, component: str) -> object:
+    def _observer(self, component: str) -> Callable[..., int]:
         started = 0.0
 
         def observe(_function: object, name: str, before: bool, _result: object, *_arguments: object) -> int:

@@ -30,20 +30,20 @@ class ConvShape:
     width: int
     inputs: int
     outputs: int
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
 
     @property
-    def padded(self) -> tuple[int, int]:
+    def padded(self) -> tuple[int, ...]:
         """Height and width with padding."""
         top, left, bottom, right = self.padding
         return self.height + top + bottom, self.width + left + right
 
     @property
-    def result(self) -> tuple[int, int]:
+    def result(self) -> tuple[int, ...]:
         """Height and width of the result."""
-        return tuple(  # type: ignore[return-value]
+        return tuple(
             (extent - size) // step + 1
             for extent, size, step in zip(self.padded, self.kernel, self.stride, strict=True)
         )

@@ -52,7 +52,8 @@ class Vectors:
 
     def load(self, buffer: Value, *index: Value) -> Value:
         """Load a vector; the last index is its first lane."""
-        return buffer[(*index[:-1], T.ramp(index[-1], 1, self.lanes))]
+        where = (*index[:-1], T.ramp(index[-1], 1, self.lanes))
+        return buffer[where]
 
     def store(self, buffer: Value, value: Value, *index: Value) -> None:
         """Store a vector; the last index is its first lane."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypeGuard
 
 import tvm
 from tvm import relax
@@ -16,7 +17,7 @@ def static_shape(expr: relax.Expr) -> list[int]:
     return [int(extent) for extent in expr.ty.shape]
 
 
-def is_op(expr: relax.Expr, name: str) -> bool:
+def is_op(expr: relax.Expr | None, name: str) -> TypeGuard[relax.Call]:
     """Tell whether ``expr`` is a call of the Relax operator ``name``."""
     return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
 
