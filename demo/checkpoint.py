@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from demo.diffusion import NOISE
@@ -47,13 +48,13 @@ def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
     """
     temporary = folder.with_name(folder.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    halves = (*(copy.deepcopy(part).to(torch.float16) for part in parts[:3]), parts[3])
+    halves = (*(nn.Module.to(copy.deepcopy(part), torch.float16) for part in parts[:3]), parts[3])
     halves[2].set_attn_processor(AttnProcessor2_0())
     pipeline(halves).save_pretrained(temporary, safe_serialization=True)
     shutil.copytree(parts[3].name_or_path, temporary / "tokenizer", dirs_exist_ok=True)
-    index = json.loads((temporary / "model_index.json").read_text(encoding="utf-8"))
-    index["_default_prompt"] = prompt
-    (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _amend(temporary / "model_index.json", _default_prompt=prompt)
+    # transformers 5 would load the stored precision while diffusers loads float32, and the two do not mix
+    _amend(temporary / "text_encoder" / "config.json", dtype="float32")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*COMPONENTS, "model_index.json"):
         target = folder / name
@@ -61,6 +62,11 @@ def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
             shutil.rmtree(target)
         os.replace(temporary / name, target)
     shutil.rmtree(temporary)
+
+
+def _amend(path: Path, **values: str) -> None:
+    content = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> Parts:

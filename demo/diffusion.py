@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from torch import nn
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from demo.pictures import grid, loss_curve, to_pixels
@@ -67,21 +68,25 @@ def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Gener
     share = PAIRS[0] + (PAIRS[1] - PAIRS[0]) * min(1.0, max(0.0, 4 * spent - 1))
     lone, pair = np.flatnonzero(~data.pairs), np.flatnonzero(data.pairs)
     count = min(round(batch * share), batch - 1)
-    return np.concatenate([rng.choice(lone, batch - count), rng.choice(pair, count)])
+    return rng.permutation(np.concatenate([rng.choice(lone, batch - count), rng.choice(pair, count)]))
 
 
 def denoising_loss(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: torch.Tensor, ids: torch.Tensor, seed: int
+    modules: dict[str, nn.Module],
+    latents: torch.Tensor,
+    ids: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the weighted squared error of the predicted noise; ``latents`` float32 [B,4,h,w], ``ids`` int64 [B,77]."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape, generator=generator)
-    timesteps = torch.randint(0, NOISE["num_train_timesteps"], (len(latents),), generator=generator)
+    """Return the weighted squared error of the predicted noise.
+
+    ``latents`` and ``noise``: float32 [B,4,h,w]; ``ids``: int64 [B,77]; ``timesteps``: int64 [B], 0 to 999.
+    """
     level = signal_levels()[timesteps].view(-1, 1, 1, 1)
     noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
     with torch.autocast("cpu", torch.bfloat16):
-        context = text_encoder(ids).last_hidden_state
-        predicted = unet(noisy, timesteps, context, return_dict=False)[0]
+        context = modules["text_encoder"](ids).last_hidden_state
+        predicted = modules["unet"](noisy, timesteps, context, return_dict=False)[0]
     snr = (level / (1 - level)).flatten()
     error = ((predicted.float() - noise) ** 2).mean(dim=(1, 2, 3))
     return (error * snr.clamp(max=GAMMA) / snr).mean()
@@ -122,6 +127,8 @@ def train_diffusion(
     rate: float = 5e-4,
     seed: int = 0,
     resume: bool = False,
+    workers: int = 1,
+    every_minutes: float = 4.0,
     keep: Callable[[], None] = lambda: None,
 ) -> State:
     """Train the UNet and the text encoder together; leaves the mean weights in them and returns the state.
@@ -136,12 +143,15 @@ def train_diffusion(
         state.load(path)
     nothing = tokenise(tokenizer, [""])
 
-    def loss_of(step: int, spent: float) -> torch.Tensor:
+    def batch_of(step: int, spent: float) -> tuple[torch.Tensor, ...]:
         rng = np.random.default_rng((seed, step))
         chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
         dropped = torch.from_numpy(rng.random(batch) < DROPOUT)[:, None]
         ids = torch.where(dropped, nothing, data.ids[chosen].long())
-        return denoising_loss(unet, text_encoder, data.latents[chosen].float(), ids, seed * 1_000_003 + step)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
+        timesteps = torch.randint(0, NOISE["num_train_timesteps"], (batch,), generator=generator)
+        return data.latents[chosen].float(), ids, noise, timesteps
 
     def checkpoint(state: State) -> None:
         state.save(path)
@@ -153,6 +163,6 @@ def train_diffusion(
         loss_curve(state.losses, work / "diffusion_loss.png", "diffusion")
         print(f"diffusion: {state.step} steps, samples drawn", file=sys.stderr, flush=True)
 
-    fit(state, loss_of, Schedule(rate, warmup=300), budget, checkpoint)
+    fit(state, batch_of, denoising_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
     state.swap()
     return state

@@ -51,6 +51,7 @@ class TrainConfig:
     batch_size: int = flag(32, "scenes in a step of the diffusion training; the autoencoder takes a quarter")
     learning_rate: float = flag(5e-4, "peak learning rate of the diffusion training; the autoencoder takes twice that")
     seed: int = flag(0, "seed of the scenes, the weights and the noise")
+    workers: int | None = flag(None, "threads that share a batch (default: the CPU's cores)")
     resume: bool = flag(False, "go on from --work, or, where its state is gone, from the weights in --output")
 
     def __post_init__(self) -> None:
@@ -62,6 +63,14 @@ class TrainConfig:
             raise UserError(f"--steps must be 1 or more, not {self.steps}")
         if self.batch_size < 4 or self.scenes < 4 * self.batch_size:
             raise UserError(f"--batch-size must be 4 or more, and --scenes {self.scenes} at least 4 times as many")
+
+        if self.workers is not None and not 1 <= self.workers <= self.batch_size:
+            raise UserError(f"--workers must be from 1 to --batch-size {self.batch_size}, not {self.workers}")
+
+    def worker_count(self) -> int:
+        """Return the number of threads, at most one for each scene of the smaller batch."""
+        wanted = self.workers if self.workers is not None else os.cpu_count() or 1
+        return min(wanted, self.batch_size // 4)
 
 
 def train(config: TrainConfig, architecture: Architecture) -> None:
@@ -89,6 +98,7 @@ def _autoencoder_stage(config: TrainConfig, architecture: Architecture, pixels: 
         rate=2 * config.learning_rate,
         seed=config.seed,
         resume=config.resume,
+        workers=config.worker_count(),
     )
     (config.work / "latents.safetensors").unlink(missing_ok=True)
     vae.save_pretrained(config.work / "vae")
@@ -104,9 +114,9 @@ def _latents(config: TrainConfig, vae: AutoencoderKL, pixels: np.ndarray) -> tor
             if {key: found[key] for key in wanted} == wanted:
                 vae.register_to_config(scaling_factor=json.loads(found["factor"]))
                 return file.get_tensor("latents")
-    latents = encode(vae, pixels)
+    latents = encode(vae, pixels, config.worker_count())
     factor = 1 / latents.std().item()
-    latents = (latents * factor).half()
+    latents = (latents * factor).half().contiguous()
     temporary = path.with_suffix(".partial")
     save_file({"latents": latents}, temporary, {**wanted, "factor": json.dumps(factor)})
     os.replace(temporary, path)
@@ -145,6 +155,7 @@ def _diffusion_stage(config: TrainConfig, architecture: Architecture, pixels: np
         rate=config.learning_rate,
         seed=config.seed,
         resume=config.resume,
+        workers=config.worker_count(),
         keep=lambda: export(parts, config.work / "preliminary"),
     )
     export(parts, config.output)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.units import seconds
+
+LossOf = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,16 +40,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate: linear warm-up over ``warmup`` steps, then a cosine down to ``floor`` of ``peak``."""
+    """Learning rate: linear over the share ``warmup`` of the budget, then a cosine down to ``floor`` of ``peak``."""
 
     peak: float
-    warmup: int = 100
+    warmup: float = 0.02
     floor: float = 0.02
 
-    def rate(self, step: int, spent: float) -> float:
-        """Return the learning rate of ``step`` when the share ``spent`` of the budget is used."""
+    def rate(self, spent: float) -> float:
+        """Return the learning rate when the share ``spent`` (0 to 1) of the budget is used."""
         cosine = self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, spent)))
-        return self.peak * cosine * min(1.0, (step + 1) / self.warmup)
+        return self.peak * cosine * min(1.0, spent / self.warmup)
 
 
 class State:
@@ -116,33 +120,75 @@ class State:
         self.step, self.elapsed = progress["step"], progress["elapsed"]
 
 
+class Workers:
+    """Copies of the modules that share their weights and take a part of each batch, one thread each.
+
+    On a CPU that other programs use too, threads that meet once a step lose far less than threads that meet in
+    every operator.
+    """
+
+    def __init__(self, modules: dict[str, nn.Module], count: int):
+        self._teams = [modules, *({n: self._twin(m) for n, m in modules.items()} for _ in range(count - 1))]
+        self._pool = ThreadPoolExecutor(count)
+
+    @staticmethod
+    def _twin(module: nn.Module) -> nn.Module:
+        twin = copy.deepcopy(module)
+        for mine, shared in zip(twin.parameters(), module.parameters(), strict=True):
+            mine.data = shared.data
+        return twin
+
+    def backward(self, loss_of: LossOf, batch: Sequence[torch.Tensor]) -> float:
+        """Leave the gradients of the mean loss over ``batch`` in the first team's modules and return that loss."""
+        whole = len(batch[0])
+        parts = list(zip(*(tensor.tensor_split(len(self._teams)) for tensor in batch), strict=True))
+
+        def work(team: dict[str, nn.Module], part: tuple[torch.Tensor, ...]) -> float:
+            loss = loss_of(team, *part) * (len(part[0]) / whole)
+            loss.backward()
+            return loss.item()
+
+        total = sum(self._pool.map(work, self._teams, parts))
+        for name, module in self._teams[0].items():
+            for team in self._teams[1:]:
+                for mine, theirs in zip(module.parameters(), team[name].parameters(), strict=True):
+                    if theirs.grad is not None:
+                        mine.grad.add_(theirs.grad)  # type: ignore[union-attr]
+                        theirs.grad = None
+        return total
+
+
 def fit(
     state: State,
-    loss_of: Callable[[int, float], torch.Tensor],
+    batch_of: Callable[[int, float], Sequence[torch.Tensor]],
+    loss_of: LossOf,
     schedule: Schedule,
     budget: Budget,
     checkpoint: Callable[[State], None],
+    workers: int = 1,
     every_minutes: float = 4.0,
     report_every: int = 50,
 ) -> None:
     """Train until the budget is spent, calling ``checkpoint`` every few minutes and at the end.
 
     Args:
-        loss_of: (step, share of the budget spent) -> scalar loss. Its random numbers depend on the step alone, so
-            that a run that was killed and resumed goes the same way.
+        batch_of: (step, share of the budget spent) -> tensors of one batch, noise included. What is drawn depends on
+            the step alone, so that a run that was killed and resumed goes the same way.
+        loss_of: (modules, tensors of a part of the batch) -> mean loss over that part, a scalar.
+        workers: threads that share a batch.
 
     Raises:
         FloatingPointError: the loss is no finite number any more.
     """
+    torch.set_num_threads(1)
+    team = Workers(state.modules, workers)
     start = saved = time.monotonic()
     before = state.elapsed
     while (spent := budget.spent(state.step, state.elapsed)) < 1:
-        loss = loss_of(state.step, spent)
-        loss.backward()
-        state.losses.append(loss.item())
+        state.losses.append(team.backward(loss_of, batch_of(state.step, spent)))
         if not math.isfinite(state.losses[-1]):
             raise FloatingPointError(f"the loss of step {state.step} is {state.losses[-1]}; lower the learning rate")
-        state.update(schedule.rate(state.step, spent))
+        state.update(schedule.rate(spent))
         now = time.monotonic()
         state.elapsed = before + now - start
         if state.step % report_every == 0:
