@@ -7,9 +7,11 @@ from utils.errors import choose
 OPTIMISATIONS = {
     "layout": "channels-last convolutions and cancelled transposes",
     "fusion": "element-wise operations joined to their producer",
+    "packed_weights": "multiplies and convolutions on weights packed in panels; bias and residual added in registers",
     "flash_attention": "attention without a stored score matrix",
-    "packed_matmul": "matrix multiplies on weights packed in panels, with bias and residual added in registers",
-    "packed_conv": "convolutions on weights packed in panels, with bias and residual added in registers",
+    "fused_groupnorm": "GroupNorm and SiLU in two passes over memory",
+    "fused_layernorm": "LayerNorm in one pass over memory",
+    "fused_gelu": "activations of a multiply computed in registers: GELU, GEGLU, SiLU",
 }
 ALL = "all"
 

@@ -109,7 +109,7 @@ class _Conv2d:
 
                 steps(s.inputs, UNROLL, step)
         start = row * self.columns + first
-        registers.write(count, lambda pixel: start + pixel, self.y, panel * self.machine.panel, self.epilogue)
+        registers.write(count, lambda pixel: start + pixel, self.y, panel, self.epilogue)
 
 
 def _even_tile(columns: int, limit: int) -> int:

@@ -1,4 +1,4 @@
-"""What is added to a result while it is still in registers: bias, time embedding, residual.
+"""What happens to a result while it is still in registers: bias, time embedding and residual added, then activated.
 
 Every operand is a matrix [rows, channels] whose row serves ``total rows / rows`` rows of the result: one row is a
 bias, a row per picture a time embedding, all rows a residual.
@@ -10,16 +10,20 @@ from collections.abc import Sequence
 
 import tvm.tirx.script.builder.ir as T
 
+from compiler.kernels.activation import ACTIVATIONS
 from compiler.kernels.tir import Value, Vectors, argument
+
+GEGLU = "geglu"  # Shazeer, GLU Variants Improve Transformer (2020): half of the channels times GELU of the other half
 
 
 class Epilogue:
-    """The operands of a kernel that are added to its result of ``rows`` x ``channels``."""
+    """Operands added to a kernel's result of ``rows`` x ``channels``, and the activation of the sum."""
 
-    def __init__(self, operand_rows: Sequence[int], rows: int, channels: int) -> None:
+    def __init__(self, operand_rows: Sequence[int], rows: int, channels: int, activation: str | None = None) -> None:
         self.divisors = [rows // count for count in operand_rows]
         self.operand_rows = operand_rows
         self.channels = channels
+        self.activation = activation
         self.buffers: list[Value] = []
 
     def declare(self) -> None:
@@ -27,14 +31,14 @@ class Epilogue:
         for index, count in enumerate(self.operand_rows):
             self.buffers.append(argument(f"add_{index}", (count, self.channels)))
 
-    def add(self, v: Vectors, value: Value, row: Value, channel: Value) -> Value:
-        """Add the operands' vectors at (row, channel)."""
-        for buffer, divisor in zip(self.buffers, self.divisors, strict=True):
-            value = value + v.load(buffer, T.floordiv(row, divisor), channel)
-        return value
-
-    def add_scalar(self, value: Value, row: Value, channel: Value) -> Value:
-        """Add the operands' elements at (row, channel)."""
-        for buffer, divisor in zip(self.buffers, self.divisors, strict=True):
-            value = value + buffer[T.floordiv(row, divisor), channel]
-        return value
+    def finish(self, v: Vectors, values: Sequence[Value], row: Value, channels: Sequence[Value]) -> list[Value]:
+        """Add the operands to the vectors at (row, each of ``channels``) and activate."""
+        sums = []
+        for value, channel in zip(values, channels, strict=True):
+            for buffer, divisor in zip(self.buffers, self.divisors, strict=True):
+                value = value + v.load(buffer, T.floordiv(row, divisor), channel)
+            sums.append(T.bind(value))
+        if self.activation == GEGLU:
+            value, gate = sums
+            return [value * ACTIVATIONS["gelu"](v, [gate])[0]]
+        return sums if self.activation is None else ACTIVATIONS[self.activation](v, sums)

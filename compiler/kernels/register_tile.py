@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compiler.kernels.epilogue import Epilogue
-from compiler.kernels.tir import T, Value, Vectors
+import tvm.tirx.script.builder.ir as T
+
+from compiler.kernels.epilogue import GEGLU, Epilogue
+from compiler.kernels.tir import Value, Vectors
 
 COLUMNS = 2  # vectors of a panel of packed weights
 UNROLL = 4  # steps of the reduction written out
@@ -54,20 +56,30 @@ class RegisterTile:
                 self.v.store(self.accumulators, self.v.load(self.accumulators, row, c) + product, row, c)
 
     def write(
-        self, rows: int, row_index: Callable[[int], Value], output: Value, first: Value, epilogue: Epilogue
+        self, rows: int, row_index: Callable[[int], Value], output: Value, panel: Value, epilogue: Epilogue
     ) -> None:
-        """Add the epilogue and store the tile at channel ``first`` of ``output`` [rows, channels].
+        """Finish the tile and store it as panel ``panel`` of ``output`` [rows, channels].
 
-        Channels beyond the last one are the panel's padding and are dropped.
+        Channels beyond the last one are the panel's padding and are dropped. A gated panel holds a vector of values and
+        one of gates, and gives one vector.
         """
         width = self.columns[-1] + self.v.lanes
         for row in range(rows):
             index = row_index(row)
-            if epilogue.channels % width == 0:
-                for c in self.columns:
-                    value = epilogue.add(self.v, self.v.load(self.accumulators, row, c), index, first + c)
-                    self.v.store(output, value, index, first + c)
-                continue
-            with T.serial(T.min(width, epilogue.channels - first)) as c:
-                value = epilogue.add_scalar(self.accumulators[row, c], index, first + c)
-                T.buffer_store(output, value, [index, first + c])
+            values = [self.v.load(self.accumulators, row, c) for c in self.columns]
+            if epilogue.activation == GEGLU:
+                first = panel * self.v.lanes
+                (value,) = epilogue.finish(self.v, values, index, [first, first + epilogue.channels // 2])
+                self.v.store(output, value, index, first)
+            elif epilogue.channels % width == 0:
+                channels = [panel * width + c for c in self.columns]
+                for value, channel in zip(epilogue.finish(self.v, values, index, channels), channels, strict=True):
+                    self.v.store(output, value, index, channel)
+            else:
+                self._write_tail(row, index, output, panel * width, epilogue)
+
+    def _write_tail(self, row: int, index: Value, output: Value, first: Value, epilogue: Epilogue) -> None:
+        scalar = Vectors(1)
+        with T.serial(T.min(self.columns[-1] + self.v.lanes, epilogue.channels - first)) as c:
+            (value,) = epilogue.finish(scalar, [self.accumulators[row, c]], index, [first + c])
+            scalar.store(output, value, index, first + c)

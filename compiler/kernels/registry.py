@@ -11,7 +11,10 @@ import tvm
 from tvm import relax, tirx
 
 from compiler.kernels.conv2d import ConvShape, conv2d
+from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.flash_attention import AttentionShape, flash_attention
+from compiler.kernels.group_norm import GroupNormShape, group_norm
+from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
 from compiler.passes.simplify import static_shape
@@ -39,18 +42,28 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Tail:
+    """What follows an operator and is done by its kernel: additions in order, then an activation."""
+
+    added: Sequence[Added] = ()
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
 class Entry:
     """A kernel in the registry.
 
     ``accepts`` looks at a call, given a test for what is known when parameters are packed; ``plan`` makes the kernel's
-    call. ``absorbs`` tells whether additions to the result can be done by the kernel.
+    call. ``adds`` and ``activations`` tell what of a tail the kernel takes; activations only where ``fuses`` is on.
     """
 
     optimisation: str
     operator: str
     accepts: Callable[[relax.Call, Callable[[relax.Expr], bool]], bool]
-    plan: Callable[[relax.Call, Sequence[Added], Machine], Plan]
-    absorbs: bool
+    plan: Callable[[relax.Call, Tail, Machine], Plan]
+    adds: bool = False
+    activations: tuple[str, ...] = ()
+    fuses: str = ""
 
 
 def _is_float32(*values: relax.Expr) -> bool:
@@ -67,25 +80,32 @@ def _panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns:
     return builder.emit(relax.op.permute_dims(weight, [1, 0, 2]))
 
 
+def _gated_panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, lanes: int) -> relax.Expr:
+    """Pack [rows, values and gates] as [panels, rows, a vector of values and one of gates]. Linear in the weight."""
+    count = columns // 2 // lanes
+    weight = builder.emit(relax.op.reshape(weight, [rows, 2, count, lanes]))
+    weight = builder.emit(relax.op.permute_dims(weight, [2, 0, 1, 3]))
+    return builder.emit(relax.op.reshape(weight, [count, rows, 2 * lanes]))
+
+
 def _matrices(builder: relax.BlockBuilder, added: Sequence[Added], channels: int) -> list[relax.Expr]:
     return [builder.emit(relax.op.reshape(a.value, [a.rows, channels])) for a in added]
 
 
-def _plan_multiply(
-    data: relax.Expr, weight: relax.Expr, output: list[int], added: Sequence[Added], machine: Machine
-) -> Plan:
+def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], tail: Tail, machine: Machine) -> Plan:
     rows, inputs, outputs = math.prod(output[:-1]), static_shape(data)[-1], output[-1]
+    gated = tail.activation == GEGLU
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        x = builder.emit(relax.op.reshape(data, [rows, inputs]))
+        pack, width = (_gated_panels, machine.lanes) if gated else (_panels, machine.panel)
         return [
-            x,
-            _panels(builder, weight, inputs, outputs, machine.panel),
-            *_matrices(builder, added, outputs),
+            builder.emit(relax.op.reshape(data, [rows, inputs])),
+            pack(builder, weight, inputs, outputs, width),
+            *_matrices(builder, tail.added, outputs),
         ]
 
-    arguments = (rows, inputs, outputs, tuple(a.rows for a in added), machine)
-    return Plan("matmul", matmul, arguments, operands, [rows, outputs])
+    arguments = (rows, inputs, outputs, tuple(a.rows for a in tail.added), machine, tail.activation)
+    return Plan("matmul", matmul, arguments, operands, [rows, outputs // 2 if gated else outputs])
 
 
 def _accepts_matmul(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
@@ -93,10 +113,10 @@ def _accepts_matmul(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -
     return is_weight(weight) and len(static_shape(weight)) == 2 and _is_float32(data, weight)
 
 
-def _plan_matmul(call: relax.Call, added: Sequence[Added], machine: Machine) -> Plan:
+def _plan_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     data, weight = call.args
     output = [*static_shape(data)[:-1], static_shape(weight)[-1]]
-    return _plan_multiply(data, weight, output, added, machine)
+    return _plan_multiply(data, weight, output, tail, machine)
 
 
 def _accepts_conv2d(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
@@ -106,7 +126,7 @@ def _accepts_conv2d(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -
     return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and _is_float32(*call.args)
 
 
-def _plan_conv2d(call: relax.Call, added: Sequence[Added], machine: Machine) -> Plan:
+def _plan_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     data, weight = call.args
     batch, height, width, inputs = static_shape(data)
     kh, kw, _, outputs = static_shape(weight)
@@ -114,16 +134,16 @@ def _plan_conv2d(call: relax.Call, added: Sequence[Added], machine: Machine) -> 
     shape = ConvShape(batch, height, width, inputs, outputs, (kh, kw), tuple(stride), tuple(padding))
     result = [batch, *shape.result, outputs]
     if (kh, kw) == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
-        return _plan_multiply(data, weight, result, added, machine)
+        return _plan_multiply(data, weight, result, tail, machine)
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         return [
             data,
             _panels(builder, weight, kh * kw * inputs, outputs, machine.panel),
-            *_matrices(builder, added, outputs),
+            *_matrices(builder, tail.added, outputs),
         ]
 
-    arguments = (shape, tuple(a.rows for a in added), machine)
+    arguments = (shape, tuple(a.rows for a in tail.added), machine)
     return Plan("conv2d", conv2d, arguments, operands, [math.prod(result[:-1]), outputs])
 
 
@@ -131,7 +151,7 @@ def _accepts_attention(call: relax.Call, _is_weight: Callable[[relax.Expr], bool
     return call.attrs.window_size is None and _is_float32(*call.args)
 
 
-def _plan_attention(call: relax.Call, _added: Sequence[Added], machine: Machine) -> Plan:
+def _plan_attention(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
     query, key, value = call.args
     batch, queries, heads, size = static_shape(query)
     keys, value_size = static_shape(key)[1], static_shape(value)[-1]
@@ -143,10 +163,65 @@ def _plan_attention(call: relax.Call, _added: Sequence[Added], machine: Machine)
     return Plan("flash_attention", flash_attention, arguments, lambda _builder: [query, key, value], output)
 
 
+def _accepts_group_norm(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+    rank = len(static_shape(call.args[0]))
+    last = int(call.attrs.channel_axis) % rank == rank - 1
+    spatial = [int(axis) % rank for axis in call.attrs.axes] == list(range(1, rank - 1))
+    return last and spatial and bool(call.attrs.center and call.attrs.scale) and _is_float32(*call.args)
+
+
+def _plan_group_norm(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+    data, gamma, beta = call.args
+    batch, *spatial, channels = static_shape(data)
+    pixels = math.prod(spatial)
+    flat = [batch, pixels, channels]
+    shape = GroupNormShape(batch, pixels, channels, int(call.attrs.num_groups), float(call.attrs.epsilon))
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(data, flat)), gamma, beta]
+
+    return Plan("group_norm", group_norm, (shape, tail.activation, machine), operands, flat)
+
+
+def _accepts_layer_norm(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+    axes = [int(axis) % len(static_shape(call.args[0])) for axis in call.attrs.axes]
+    plain = bool(call.attrs.center and call.attrs.scale) and _is_float32(*call.args)
+    return plain and axes == [len(static_shape(call.args[0])) - 1]
+
+
+def _plan_layer_norm(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
+    data, gamma, beta = call.args
+    *leading, channels = static_shape(data)
+    rows = math.prod(leading)
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(data, [rows, channels])), gamma, beta]
+
+    arguments = (rows, channels, float(call.attrs.epsilon), machine)
+    return Plan("layer_norm", layer_norm, arguments, operands, [rows, channels])
+
+
 REGISTRY = (
-    Entry("packed_matmul", "relax.matmul", _accepts_matmul, _plan_matmul, absorbs=True),
-    Entry("packed_conv", "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, absorbs=True),
-    Entry("flash_attention", "relax.nn.attention", _accepts_attention, _plan_attention, absorbs=False),
+    Entry(
+        "packed_weights",
+        "relax.matmul",
+        _accepts_matmul,
+        _plan_matmul,
+        adds=True,
+        activations=("silu", "gelu", GEGLU),
+        fuses="fused_gelu",
+    ),
+    Entry("packed_weights", "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
+    Entry("flash_attention", "relax.nn.attention", _accepts_attention, _plan_attention),
+    Entry(
+        "fused_groupnorm",
+        "relax.nn.group_norm",
+        _accepts_group_norm,
+        _plan_group_norm,
+        activations=("silu",),
+        fuses="fused_groupnorm",
+    ),
+    Entry("fused_layernorm", "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
 )
 
 

@@ -45,30 +45,39 @@ def local(*shape: int) -> Value:
 
 
 class Vectors:
-    """Loads, stores and arithmetic on vectors of ``lanes`` float32."""
+    """Loads, stores and arithmetic on vectors of ``lanes`` float32; one lane is a scalar."""
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
 
+    def _index(self, index: Sequence[Value]) -> list[Value]:
+        last = index[-1] if self.lanes == 1 else T.ramp(index[-1], 1, self.lanes)
+        return [*index[:-1], last]
+
+    def _fill(self, scalar: Value) -> Value:
+        return scalar if self.lanes == 1 else T.broadcast(scalar, self.lanes)
+
+    def _type(self, base: str) -> str:
+        return base if self.lanes == 1 else f"{base}x{self.lanes}"
+
     def load(self, buffer: Value, *index: Value) -> Value:
         """Load a vector; the last index is its first lane."""
-        where = (*index[:-1], T.ramp(index[-1], 1, self.lanes))
-        return buffer[where]
+        return buffer[tuple(self._index(index))]
 
     def store(self, buffer: Value, value: Value, *index: Value) -> None:
         """Store a vector; the last index is its first lane."""
-        T.buffer_store(buffer, value, [*index[:-1], T.ramp(index[-1], 1, self.lanes)])
+        T.buffer_store(buffer, value, self._index(index))
 
     def all(self, value: Value) -> Value:
         """Fill all lanes with one scalar."""
-        return T.broadcast(T.float32(value) if isinstance(value, (int, float)) else value, self.lanes)
+        return self._fill(T.float32(value) if isinstance(value, (int, float)) else value)
 
     def exp2(self, values: Sequence[Value]) -> list[Value]:
         """Return 2^x for vectors x <= 0, by a polynomial and an addition to the exponent's bits.
 
         LLVM vectorises neither exp nor exp2. The vectors go in lockstep, which hides the length of the chain.
         """
-        integers, floats = f"int32x{self.lanes}", f"float32x{self.lanes}"
+        integers, floats = self._type("int32"), self._type("float32")
         coefficients = _exp2_coefficients()
 
         def each(step: Callable[..., Value], *columns: Sequence[Value]) -> list[Value]:
@@ -81,7 +90,7 @@ class Vectors:
         powers = [self.all(coefficients[-1])] * len(parts)
         for coefficient in coefficients[-2::-1]:
             powers = each(lambda p, f, c=coefficient: p * f + self.all(c), powers, parts)
-        shift = T.broadcast(T.int32(EXPONENT_BITS), self.lanes)
+        shift = self._fill(T.int32(EXPONENT_BITS))
         return each(
             lambda p, b: T.reinterpret(floats, T.reinterpret(integers, p) + T.shift_left(b, shift)), powers, bits
         )

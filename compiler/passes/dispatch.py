@@ -10,19 +10,21 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import KERNEL, Added, Entry, Plan, find
+from compiler.kernels.registry import KERNEL, Added, Entry, Plan, Tail, find
 from compiler.passes.parameter_only import bindings, parameter_only
 from compiler.passes.simplify import is_op, static_shape
 
 
 @dataclass
 class _Match:
-    """An operator, its kernel, and the additions that follow it: (addend, rows) in order."""
+    """An operator, its kernel, and the tail that the kernel takes: (addend, rows) in order, then an activation."""
 
     call: relax.Call
     entry: Entry
     added: list[tuple[relax.Expr, int]] = field(default_factory=list)
+    activation: str | None = None
 
 
 def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
@@ -37,41 +39,92 @@ def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
     return math.prod(leading[:kept]) if all(extent == 1 for extent in leading[kept:]) else None
 
 
-def _match(function: relax.Function, on: dict[str, bool]) -> tuple[dict[relax.Var, _Match], set[relax.Var]]:
-    """Return the matches by the variable that their kernel computes, and the variables that vanish."""
-    known = parameter_only(function)
-    steps = bindings(function)
-    uses = Counter(v for step in steps for v in relax.analysis.free_vars(step.value))
-    uses.update(relax.analysis.free_vars(function.body.body))
-    matches: dict[relax.Var, _Match] = {}
-    absorbed: set[relax.Var] = set()
-    for step in steps:
-        if step.var in known:
-            continue
-        entry = find(step.value, lambda expr: isinstance(expr, relax.Var) and expr in known, on)
-        if entry is not None:
-            matches[step.var] = _Match(step.value, entry)
-        elif is_op(step.value, "relax.add"):
-            _absorb(step, matches, absorbed, uses)
-    return matches, absorbed
+class _Matcher:
+    """Finds the operators of a function that kernels take, and their tails."""
 
+    def __init__(self, function: relax.Function, machine: Machine, on: dict[str, bool]) -> None:
+        self.machine, self.on = machine, on
+        self.known = parameter_only(function)
+        self.steps = bindings(function)
+        self.values = {step.var: step.value for step in self.steps}
+        self.uses = Counter(v for step in self.steps for v in relax.analysis.free_vars(step.value))
+        self.uses.update(relax.analysis.free_vars(function.body.body))
+        self.matches: dict[relax.Var, _Match] = {}
+        self.absorbed: set[relax.Var] = set()
 
-def _absorb(step: relax.VarBinding, matches: dict[relax.Var, _Match], absorbed: set[relax.Var], uses: Counter) -> None:
-    """Move an addition into the kernel whose result nobody else reads."""
-    for result, addend in (step.value.args, list(step.value.args)[::-1]):
-        if not isinstance(result, relax.Var) or result not in matches or uses[result] != 1:
-            continue
-        match = matches[result]
-        if not match.entry.absorbs or static_shape(result) != static_shape(step.var):
-            continue
-        if not isinstance(addend, relax.Var) or addend.same_as(result):
-            continue
-        rows = _addend_rows(addend, static_shape(result))
-        if rows is not None:
-            match.added.append((addend, rows))
-            matches[step.var] = matches.pop(result)
-            absorbed.add(result)
+    def run(self) -> None:
+        """Fill ``matches``, by the variable that a kernel computes, and ``absorbed``, the variables that vanish."""
+        for step in self.steps:
+            if step.var in self.known:
+                continue
+            entry = find(step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.on)
+            if entry is not None:
+                self.matches[step.var] = _Match(step.value, entry)
+            elif is_op(step.value, "relax.add"):
+                self._absorb_add(step)
+            elif is_op(step.value, "relax.nn.silu") or is_op(step.value, "relax.nn.gelu"):
+                self._absorb_activation(step, step.value.args[0], step.value.op.name.rpartition(".")[2], [])
+            elif is_op(step.value, "relax.multiply"):
+                self._absorb_geglu(step)
+
+    def _open(self, result: relax.Expr) -> _Match | None:
+        """Return the match that computes ``result`` if nobody else reads it and its tail can still grow."""
+        if not isinstance(result, relax.Var) or result not in self.matches or self.uses[result] != 1:
+            return None
+        match = self.matches[result]
+        return match if match.activation is None else None
+
+    def _absorb(self, match: _Match, result: relax.Var, vanishing: list[relax.Var], into: relax.Var) -> None:
+        self.absorbed.update([result, *vanishing])
+        del self.matches[result]
+        self.matches[into] = match
+
+    def _absorb_add(self, step: relax.VarBinding) -> None:
+        for result, addend in (step.value.args, list(step.value.args)[::-1]):
+            match = self._open(result)
+            if match is None or not match.entry.adds or static_shape(result) != static_shape(step.var):
+                continue
+            if not isinstance(addend, relax.Var) or addend.same_as(result):
+                continue
+            rows = _addend_rows(addend, static_shape(result))
+            if rows is not None:
+                match.added.append((addend, rows))
+                self._absorb(match, result, [], step.var)
+                return
+
+    def _absorb_activation(
+        self, step: relax.VarBinding, result: relax.Expr, activation: str, vanishing: list[relax.Var]
+    ) -> None:
+        match = self._open(result)
+        if match is not None and activation in match.entry.activations and self.on[match.entry.fuses]:
+            match.activation = activation
+            self._absorb(match, result, vanishing, step.var)
+
+    def _absorb_geglu(self, step: relax.VarBinding) -> None:
+        """Take ``split`` into halves, GELU of the second and the product of both into the multiply before them."""
+        value, gate = step.value.args
+        if not isinstance(value, relax.Var) or not isinstance(gate, relax.Var):
             return
+        activated = self.values.get(gate)
+        if not is_op(activated, "relax.nn.gelu"):
+            return
+        first, second = self.values.get(value), self.values.get(activated.args[0])
+        if not isinstance(first, relax.TupleGetItem) or not isinstance(second, relax.TupleGetItem):
+            return
+        pair = first.tuple_value
+        split = self.values.get(pair)
+        vanishing = [pair, value, activated.args[0], gate]
+        once = all(self.uses[v] == (2 if v.same_as(pair) else 1) for v in vanishing)
+        if (
+            (first.index, second.index) != (0, 1)
+            or not pair.same_as(second.tuple_value)
+            or not is_op(split, "relax.split")
+            or not once
+        ):
+            return
+        width = static_shape(step.var)[-1]
+        if static_shape(split.args[0])[-1] == 2 * width and width % self.machine.lanes == 0:
+            self._absorb_activation(step, split.args[0], GEGLU, vanishing)
 
 
 @mutator
@@ -92,7 +145,7 @@ class _Dispatcher(PyExprMutator):
             return
         call = self.visit_expr_post_order(match.call)
         added = [Added(self.visit_expr(value), rows) for value, rows in match.added]
-        plan = match.entry.plan(call, added, self.machine)
+        plan = match.entry.plan(call, Tail(added, match.activation), self.machine)
         kernel = self._kernel(plan)
         output = relax.TensorType(plan.output, "float32")
         result = self.builder_.emit(relax.call_tir(kernel, plan.operands(self.builder_), output))
@@ -124,6 +177,8 @@ class Dispatch:
         dispatcher = _Dispatcher(module, self.machine)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
-                dispatcher.matches, dispatcher.absorbed = _match(function, self.on)
+                matcher = _Matcher(function, self.machine, self.on)
+                matcher.run()
+                dispatcher.matches, dispatcher.absorbed = matcher.matches, matcher.absorbed
                 dispatcher.builder_.update_func(variable, dispatcher.visit_expr(function))
         return dispatcher.builder_.get()
