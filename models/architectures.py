@@ -83,6 +83,8 @@ def _scheduler(class_name: str, prediction_type: str) -> dict[str, Any]:
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
         "prediction_type": prediction_type,
+        "timestep_spacing": "leading",
+        "trained_betas": None,
         "set_alpha_to_one": False,
         "steps_offset": 1,
         "skip_prk_steps": True,

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from models.layout import one_line
 from models.vocabulary import tokenizer_json
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 MODEL_CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 UNSUPPORTED_UNET = ("class_embed_type", "addition_embed_type", "encoder_hid_dim", "time_cond_proj_dim")
@@ -74,6 +76,17 @@ class Checkpoint:
         """Default width of a picture in pixels."""
         return _pair(self.unet.config.sample_size)[1] * self.latent_scale
 
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the latent's height and width for a picture's, in pixels.
+
+        Raises:
+            UserError: the VAE can't make a picture of this size.
+        """
+        for flag, value in (("--height", height), ("--width", width)):
+            if value % self.latent_scale:
+                raise UserError(f"{flag} must be a multiple of {self.latent_scale} for this model, not {value}")
+        return height // self.latent_scale, width // self.latent_scale
+
     def pipeline(self) -> StableDiffusionPipeline:
         """Return diffusers' pipeline over the same modules, without safety checker."""
         scheduler = _scheduler_class(self.scheduler_config).from_config(self.scheduler_config)
@@ -120,7 +133,9 @@ def build_module(component: str, config: dict[str, Any], where: str) -> torch.nn
                 return CLIPTextModel(CLIPTextConfig.from_dict(config))
             return MODEL_CLASSES[component].from_config(config)
     except Exception as error:  # whatever a wrong value hits first inside the libraries
-        raise UserError(f"{where} does not describe a {component} ({error}); download or copy it again") from None
+        raise UserError(
+            f"{where} does not describe a {component} ({one_line(error)}); download or copy it again"
+        ) from None
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -132,21 +147,24 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises no narrower class
-        raise UserError(f"{folder} holds no CLIP tokenizer ({error}); download or copy it again") from None
+        raise UserError(f"{folder} holds no CLIP tokenizer ({one_line(error)}); download or copy it again") from None
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hold back the libraries' notes on config keys and deprecations: the user of a checkpoint can't mend them."""
+    """Hold back the libraries' notes on config keys and deprecations, which the user can't mend, and their bars."""
     libraries = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [library.get_verbosity() for library in libraries]
+    states = [(library, library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
     try:
         for library in libraries:
             library.set_verbosity_error()
+            library.disable_progress_bar()
         yield
     finally:
-        for library, level in zip(libraries, levels, strict=True):
+        for library, level, had_bars in states:
             library.set_verbosity(level)
+            if had_bars:
+                library.enable_progress_bar()
 
 
 def _check_parts(
@@ -177,7 +195,7 @@ def _check_parts(
         raise UserError(f"--model {name}: the tokenizer has {entries}; take both from one checkpoint")
 
 
-def _scheduler_class(config: dict[str, Any]) -> type:
+def _scheduler_class(config: dict[str, Any]) -> Any:
     name = str(config.get("_class_name"))
     scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if scheduler_class is None:

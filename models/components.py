@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from models.assembly import Checkpoint
-from utils.errors import UserError
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -110,7 +109,7 @@ def components(checkpoint: Checkpoint, height: int, width: int, batch_size: int)
     Raises:
         UserError: the size is no multiple of the VAE's scale.
     """
-    h, w = _latent_size(checkpoint, height, width)
+    h, w = checkpoint.latent_size(height, width)
     length, channels = checkpoint.tokenizer.model_max_length, checkpoint.latent_channels
     random = torch.Generator().manual_seed(0)
 
@@ -135,14 +134,6 @@ def vae_encoder(checkpoint: Checkpoint, height: int, width: int) -> Component:
     Raises:
         UserError: the size is no multiple of the VAE's scale.
     """
-    _latent_size(checkpoint, height, width)
+    checkpoint.latent_size(height, width)
     picture = torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
     return Component("vae_encoder", VaeEncoder(checkpoint).eval(), (Function("encode", (("picture", picture),)),))
-
-
-def _latent_size(checkpoint: Checkpoint, height: int, width: int) -> tuple[int, int]:
-    scale = checkpoint.latent_scale
-    for name, value in (("--height", height), ("--width", width)):
-        if value % scale:
-            raise UserError(f"{name} must be a multiple of {scale} for this model, not {value}")
-    return height // scale, width // scale

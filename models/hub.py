@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from models.layout import CONFIGS, MODEL_INDEX, TOKENIZER_FILES, WEIGHTS
+from models.layout import CONFIGS, MODEL_INDEX, TOKENIZER_FILES, WEIGHTS, one_line
 from utils.errors import UserError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -48,8 +48,7 @@ def _snapshot(model: str, patterns: list[str]) -> Path:
     try:
         return Path(snapshot_download(model, allow_patterns=patterns))
     except Exception as error:  # the hub's own errors, those of its HTTP client, and those of the disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"--model {model}: no such folder, and as a hub id it can't be had ({reason}); "
+            f"--model {model}: no such folder, and as a hub id it can't be had ({one_line(error)}); "
             "check the name and the network, or give a folder"
         ) from None

@@ -78,6 +78,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def one_line(error: Exception) -> str:
+    """Return what a library says went wrong, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def refuse_pickle(path: Path) -> None:
     """Raise a UserError where ``path`` is named as a pickle: loading one runs whatever code is in it."""
     if path.suffix.lower() in PICKLES:

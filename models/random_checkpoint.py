@@ -136,10 +136,13 @@ def save(checkpoint: Checkpoint, output: Path) -> None:
     Raises:
         UserError: the folder exists or can't be written.
     """
+    from models.assembly import quiet
+
     temporary = output.with_name(f".{output.name}-{secrets.token_hex(4)}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        checkpoint.pipeline().save_pretrained(temporary, safe_serialization=True)
+        with quiet():
+            checkpoint.pipeline().save_pretrained(temporary, safe_serialization=True)
         temporary.rename(output)
     except OSError as error:
         raise UserError(f"--output {output} can't be written ({error.strerror or error})") from None

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from models.architectures import ARCHITECTURES
 from models.assembly import Checkpoint, load_tokenizer, make_checkpoint, quiet
 from models.hub import CLIP_TOKENIZER, fetch_clip_tokenizer
-from models.layout import CLASSES, CONFIGS, MODEL_INDEX, read_configs, read_header
+from models.layout import CLASSES, CONFIGS, MODEL_INDEX, one_line, read_configs, read_header
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
 CONTEXT_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 LATENT_KEY = "model.diffusion_model.input_blocks.0.0.weight"
@@ -100,7 +100,7 @@ def _load(path: Path, configs_folder: Path) -> Checkpoint:
 
 def _read(path: Path, configs_folder: Path) -> StableDiffusionPipeline:
     import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
     try:
         pipeline = StableDiffusionPipeline.from_single_file(
@@ -112,7 +112,9 @@ def _read(path: Path, configs_folder: Path) -> StableDiffusionPipeline:
             feature_extractor=None,
         )
     except Exception as error:  # whatever a missing or misshapen tensor hits first inside the library
-        raise UserError(f"--model {path} doesn't fit its configs ({error}); is it SD 1.x or 2.x, and whole?") from None
+        raise UserError(
+            f"--model {path} doesn't fit its configs ({one_line(error)}); is it SD 1.x or 2.x, and whole?"
+        ) from None
     for module in (pipeline.text_encoder, pipeline.unet, pipeline.vae):
         missing = [name for name, tensor in module.named_parameters() if tensor.is_meta]
         if missing:

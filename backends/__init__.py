@@ -1,0 +1,1 @@
+"""The peers that make the same pictures: one file each."""

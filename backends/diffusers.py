@@ -1,0 +1,202 @@
+"""Diffusers' own StableDiffusionPipeline, eager or through torch.compile."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import itertools
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import diffusers
+import numpy as np
+import tomesd
+import torch
+import transformers
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestral
+
+import schedulers
+from models.assembly import quiet
+from models.checkpoint import Checkpoint, load_checkpoint
+from utils.config import BaselineConfig
+from utils.cpu import physical_cores
+from utils.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """One picture, uint8 [H, W, 3], its latent before decoding, float32 [4, h, w], and where its time went.
+
+    ``step_seconds`` has one entry a scheduler step, UNet call included.
+    """
+
+    picture: np.ndarray
+    latent: np.ndarray
+    text_seconds: float
+    step_seconds: list[float]
+    decode_seconds: float
+
+
+class DiffusersBackend:
+    """A checkpoint in diffusers' pipeline, set up as ``config`` says.
+
+    Raises:
+        UserError: the device, attention, compiler, scheduler or size is not to be had here.
+    """
+
+    def __init__(self, config: BaselineConfig, checkpoint: Checkpoint) -> None:
+        self.device = resolve_device(config.device)
+        _check_requirements(config, self.device)
+        self.checkpoint = checkpoint
+        self.dtype = getattr(torch, config.dtype)
+        self.height = checkpoint.height if config.height is None else config.height
+        self.width = checkpoint.width if config.width is None else config.width
+        self.latent_shape = (1, checkpoint.latent_channels, *checkpoint.latent_size(self.height, self.width))
+        self.steps, self.guidance_scale = config.steps, config.guidance_scale
+        torch.set_num_threads(physical_cores() if config.num_threads is None else config.num_threads)
+        self.pipe = checkpoint.pipeline()
+        with quiet():
+            for module in (self.pipe.text_encoder, self.pipe.unet, self.pipe.vae):
+                module.to(self.device, self.dtype)
+        self.sampler = self._choose_scheduler(config.scheduler_label)
+        self._set_up(config)
+        self.encode = functools.lru_cache(self._encode)
+
+    @classmethod
+    def load(cls, config: BaselineConfig) -> DiffusersBackend:
+        """Load ``config.model`` and set the pipeline up.
+
+        Raises:
+            UserError: the checkpoint can't be used, or what the class itself refuses.
+        """
+        _check_requirements(config, resolve_device(config.device))
+        return cls(config, load_checkpoint(config.model))
+
+    def _choose_scheduler(self, label: str | None) -> schedulers.Scheduler:
+        """Give the pipeline the diffusers class of our sampler ``label``, and return our sampler."""
+        config = self.checkpoint.scheduler_config
+        name = schedulers.default_label(config) if label is None else label
+        sampler = schedulers.create(name, config)
+        sampler.set_timesteps(self.steps)  # refuses more steps than it can make
+        if getattr(sampler.settings, "use_karras_sigmas", False):
+            config = {**config, "use_karras_sigmas": True, "use_exponential_sigmas": False}
+        self.pipe.scheduler = getattr(diffusers, sampler.class_name).from_config(config)
+        return sampler
+
+    def _set_up(self, config: BaselineConfig) -> None:
+        transformers.utils.logging.get_logger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+        self.pipe.set_progress_bar_config(disable=sys.stderr is None or not sys.stderr.isatty(), leave=False)
+        if self.device == "cpu":
+            self.pipe.unet.to(memory_format=torch.channels_last)
+            self.pipe.vae.to(memory_format=torch.channels_last)
+        if config.attention == "math":
+            self.pipe.text_encoder.set_attn_implementation("eager")
+            self.pipe.unet.set_attn_processor(AttnProcessor())
+            self.pipe.vae.set_attn_processor(AttnProcessor())
+        elif config.attention == "xformers":
+            self.pipe.enable_xformers_memory_efficient_attention()
+        if config.apply_tome:
+            tomesd.apply_patch(self.pipe, ratio=config.tome_ratio, use_rand=False)
+        if config.compile:
+            self.pipe.unet.compile()
+
+    def _encode(self, prompt: str, negative_prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        with torch.no_grad():
+            return self.pipe.encode_prompt(prompt, self.device, 1, self.guidance_scale > 1, negative_prompt)
+
+    def generate(self, prompt: str, negative_prompt: str, seed: int) -> Generated:
+        """Make one picture. Prompts that were encoded before are not encoded again.
+
+        The noise is that of a CPU ``torch.Generator`` with this seed, drawn in float32 whatever the dtype.
+
+        Raises:
+            UserError: the latent has NaN or Inf.
+        """
+        start = time.perf_counter()
+        context, negative_context = self.encode(prompt, negative_prompt)
+        encoded = time.perf_counter()
+        latent, step_seconds = self._sample(context, negative_context, seed)
+        sampled = time.perf_counter()
+        with torch.no_grad():
+            picture = self._decode(latent)
+        decoded = time.perf_counter()
+        return Generated(picture, latent[0].float().cpu().numpy(), encoded - start, step_seconds, decoded - sampled)
+
+    def _sample(
+        self, context: torch.Tensor, negative_context: torch.Tensor | None, seed: int
+    ) -> tuple[torch.Tensor, list[float]]:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(self.latent_shape, generator=generator)
+        times = [time.perf_counter()]
+
+        def note_time(pipe: object, step: int, timestep: object, values: dict) -> dict:
+            self._synchronise()
+            times.append(time.perf_counter())
+            return values
+
+        with _float32_noise():
+            result = self.pipe(
+                prompt_embeds=context,
+                negative_prompt_embeds=negative_context,
+                latents=noise.to(self.dtype),
+                generator=generator,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance_scale,
+                height=self.height,
+                width=self.width,
+                output_type="latent",
+                callback_on_step_end=note_time,
+            )
+        if not torch.isfinite(result.images).all():
+            raise UserError("the latent has NaN or Inf; try another --scheduler-label or --dtype float32")
+        return result.images, [after - before for before, after in itertools.pairwise(times)]
+
+    def _decode(self, latent: torch.Tensor) -> np.ndarray:
+        image = self.pipe.vae.decode(latent / self.checkpoint.vae_scaling_factor, return_dict=False)[0]
+        picture = self.pipe.image_processor.postprocess(image.float(), output_type="np")[0]
+        return (picture * 255).round().astype(np.uint8)
+
+    def _synchronise(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda.
+
+    Raises:
+        UserError: cuda is wanted, and PyTorch finds no GPU.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch finds no CUDA GPU here; use --device cpu")
+    return device
+
+
+def _check_requirements(config: BaselineConfig, device: str) -> None:
+    if config.attention == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise UserError("--attention xformers: the package xformers is not installed; install it or use sdpa")
+    if config.attention == "xformers" and device == "cpu":
+        raise UserError("--attention xformers needs a CUDA GPU; use sdpa")
+    if config.compile and not any(shutil.which(name) for name in ("c++", "g++", "clang++", "cl")):
+        raise UserError("--compile needs a C++ compiler such as g++, and none was found; install one")
+
+
+@contextlib.contextmanager
+def _float32_noise() -> Iterator[None]:
+    """Let the one stochastic sampler draw its noise in float32 and cast it: a seed is one picture in any dtype."""
+    draw = ancestral.randn_tensor
+
+    def draw_float32(shape, generator=None, device=None, dtype=None, layout=None):  # type: ignore[no-untyped-def]
+        return draw(shape, generator=generator, device=device, dtype=torch.float32, layout=layout).to(dtype)
+
+    with mock.patch.object(ancestral, "randn_tensor", draw_float32):
+        yield
