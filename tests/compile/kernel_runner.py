@@ -1,0 +1,48 @@
+"""Compiles one kernel and runs it on NumPy arrays."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from compiler.kernels.register_tile import Machine
+from compiler.target import resolve_target
+
+# Vector lanes and registers of AVX-512, AVX2, SSE2 and NEON. All of them run on any CPU: LLVM splits vectors that are
+# too wide.
+SHAPES_OF_REGISTERS = ((16, 32), (8, 16), (4, 16), (4, 32))
+
+
+def machine(lanes: int, registers: int, cores: int = 2, cache: int = 1 << 20) -> Machine:
+    return Machine(lanes, registers, cores, cache)
+
+
+def run_kernel(function: tirx.PrimFunc, inputs: Sequence[np.ndarray], output: Sequence[int]) -> np.ndarray:
+    """Run ``function`` on float32 ``inputs``; the output is full of NaN before, so that what is not written shows."""
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    library = tvm.compile(module, target=resolve_target("llvm").target)
+    result = tvm.runtime.tensor(np.full(output, np.nan, np.float32))
+    library["main"](*(tvm.runtime.tensor(np.ascontiguousarray(x, np.float32)) for x in inputs), result)
+    return result.numpy()
+
+
+def panels(weight: np.ndarray, panel: int) -> np.ndarray:
+    """Pack a matrix [rows, columns] as [panels, rows, panel], padded with zeros."""
+    rows, columns = weight.shape
+    count = -(-columns // panel)
+    padded = np.zeros((rows, count * panel), np.float32)
+    padded[:, :columns] = weight
+    return padded.reshape(rows, count, panel).transpose(1, 0, 2)
+
+
+def assert_near(result: np.ndarray, reference: np.ndarray, scale: float, relative: float) -> None:
+    """Compare with a float64 reference; ``scale`` is the sum of the magnitudes that were added up.
+
+    The allowance is far below the reference's own size, so that zeros fail, and above float32's steps near zero.
+    """
+    allowance = relative * scale + 5e-43  # some hundred of the smallest steps
+    assert np.abs(reference).max() > 20 * allowance, "this case could not tell zeros from a right result"
+    error = np.abs(result.astype(np.float64) - reference)
+    assert np.isfinite(result).all()
+    assert error.max() <= allowance, f"{error.max()} instead of at most {allowance}, at {np.argmax(error)}"
