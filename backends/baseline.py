@@ -6,6 +6,7 @@ import secrets
 from typing import TYPE_CHECKING
 
 import schedulers
+from models.source import check_model
 from runtime.picture import PictureInfo, save_picture
 from runtime.run import DRAWN_BITS, FALLBACK_PROMPT, SEEDS, Seconds
 from utils.config import BaselineConfig
@@ -24,6 +25,7 @@ def run(config: BaselineConfig) -> None:
     seconds = Seconds()
     if config.scheduler_label is not None:
         schedulers.resolve_label(config.scheduler_label)
+    check_model(config.model)
     with seconds.measure("load"):
         from backends.diffusers import DiffusersBackend  # seconds of imports, which are part of loading
 

@@ -8,14 +8,13 @@ import torch
 
 from models.assembly import Checkpoint, build_module, load_tokenizer, make_checkpoint, quiet
 from models.hub import fetch, is_hub_id
-from models.layout import CONFIGS, WEIGHTS, Layout, inspect_folder, refuse_pickle
+from models.layout import CONFIGS, WEIGHTS, Layout, inspect_folder
 from models.random_checkpoint import random_checkpoint
 from models.single_file import load_single_file
+from models.source import RANDOM, check_model
 from models.weights import load_weights
 
 __all__ = ["Checkpoint", "load_checkpoint", "load_folder"]
-
-RANDOM = "random:"
 
 
 def load_checkpoint(model: str) -> Checkpoint:
@@ -26,10 +25,10 @@ def load_checkpoint(model: str) -> Checkpoint:
     Raises:
         UserError: nothing there, another kind of model, a missing component, a damaged file or a wrong shape.
     """
+    check_model(model)
     if model.startswith(RANDOM):
         return random_checkpoint(model.removeprefix(RANDOM))
     path = Path(model).expanduser()
-    refuse_pickle(path)
     if path.is_file() or path.suffix == ".safetensors":
         return load_single_file(path)
     if not path.exists() and is_hub_id(model):

@@ -4,6 +4,8 @@ import json
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 
 import pytest
 import tokenizers
@@ -343,6 +345,24 @@ def test_bad_folder_is_one_clear_line(folder, case):
         load_checkpoint(str(folder))
     assert "\n" not in str(caught.value)
     assert str(folder) in str(caught.value) or case == "another scheduler"
+
+
+def test_what_is_wrong_with_files_is_told_without_torch(folder):
+    cut(UNET, 1000)(folder)
+    program = f"""
+import sys
+from models.source import check_model
+from utils.errors import UserError
+for model in ({str(folder)!r}, "random:x", "model.ckpt", "nothing here"):
+    try:
+        check_model(model)
+    except UserError as error:
+        print(error)
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = done.stdout.splitlines()
+    assert ["truncated" in told[0], "unknown arch" in told[1], "pickle" in told[2], "no such" in told[3]] == [True] * 4
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "pytorch_model.bin", "weights.pth"])
