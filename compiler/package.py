@@ -31,9 +31,13 @@ def _is_running(pid: str) -> bool:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what builds of this folder left that were killed."""
-    for path in target.parent.glob(f".{target.name}.*-*"):
-        if not _is_running(path.name.rpartition("-")[2]):
+    """Remove what builds of this folder left that were killed; one that was killed while renaming is undone."""
+    for role in ("old", "partial"):
+        for path in target.parent.glob(f".{target.name}.{role}-*"):
+            if _is_running(path.name.rpartition("-")[2]):
+                continue
+            if role == "old" and not target.exists():
+                path.rename(target)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -47,6 +51,8 @@ def staged(target: Path) -> Iterator[Path]:
         UserError: ``target`` is a folder of something else, or nothing can be written there.
     """
     target = target.absolute()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--output-dir {target} is a file; choose a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise UserError(f"--output-dir {target} is not empty and holds no artifact; choose another folder")
     staging, old = (target.parent / f".{target.name}.{role}-{os.getpid()}" for role in ("partial", "old"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-import tvm
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
@@ -45,17 +44,30 @@ def resolve_target(text: str) -> Cpu:
     else:
         options = _host()
     options.setdefault("num-cores", physical_cores())
+    _check_triple_and_cpu(options)
     try:
         target = Target(options)
-    except (ValueError, TypeError, RuntimeError, tvm.error.TVMError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"--target {text}: TVM refuses it: {str(error).splitlines()[-1]}") from None
-    known = [str(name) for name in codegen.llvm_get_cpu_archlist(target)]
-    if "mcpu" in options:
-        choose("--target mcpu", str(options["mcpu"]), known)
-    bits = int(codegen.llvm_get_vector_width(target))
-    lanes = min(16, max(4, bits // 32))
-    many = lanes == 16 or "neon" in codegen.llvm_get_cpu_features(target)
+    if options["num-cores"] < 1:
+        raise UserError(f"--target {text}: num-cores must be 1 or more")
+    features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)}
+    lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
+    many = "avx512f" in features or "neon" in features
     return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"])))
+
+
+def _check_triple_and_cpu(options: dict) -> None:
+    """Refuse what LLVM would crash on (an unknown machine) or replace with a warning (an unknown CPU)."""
+    machine = {key: str(value) for key, value in options.items() if key == "mtriple"}
+    if machine:
+        known = [str(name) for name in codegen.llvm_get_targets()]
+        architecture = machine["mtriple"].partition("-")[0]
+        if not architecture.startswith((*known, "i686", "amd64")):
+            choose("--target mtriple", architecture, known)
+    if "mcpu" in options:
+        known = [str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", **machine}))]
+        choose("--target mcpu", str(options["mcpu"]), known)
 
 
 def _parse_json(text: str) -> dict:

@@ -61,7 +61,7 @@ class Engine:
         library, parameters = (artifact.path(f) for f in (self.description.library, self.description.parameters))
         try:
             self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
-        except (OSError, RuntimeError, AttributeError, tvm.error.TVMError) as error:
+        except (OSError, ValueError, RuntimeError, AttributeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise UserError(f"{library} can't be loaded here ({reason}); build the artifact on this machine") from None
         mapped = map_parameters(parameters)

@@ -61,10 +61,10 @@ def write_parameters(
     with path.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         for expected, (name, array) in zip(types, arrays, strict=True):
-            shape, dtype = types[name]
+            shape, dtype = types[expected]
             if name != expected or array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
                 raise ValueError(f"parameter {name}: {array.dtype}{array.shape} does not fit {dtype}{tuple(shape)}")
-            stream.write(np.ascontiguousarray(array).data)
+            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             stream.write(bytes(-array.nbytes % ALIGNMENT))
 
 
@@ -83,15 +83,22 @@ def read_header(path: Path) -> tuple[dict[str, dict], int]:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        ends = [entry["data_offsets"][1] for entry in entries.values()]
-        sizes = [math.prod(e["shape"]) * DTYPES[e["dtype"]].itemsize for e in entries.values()]
-        spans = [e["data_offsets"][1] - e["data_offsets"][0] for e in entries.values()]
-        fits = max(ends, default=0) == size - 8 - length and sizes == spans and min(ends, default=0) >= 0
+        ends = [_checked_end(entry, size) for entry in entries.values()]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
         raise UserError(f"{path} has a broken safetensors header") from None
-    if not fits:
+    if max(ends, default=0) != size - 8 - length:
         raise UserError(f"{path} was cut short or altered: its header does not fit its size")
     return entries, 8 + length
+
+
+def _checked_end(entry: dict, size: int) -> int:
+    """Return where a tensor's data ends, after checking that its shape, dtype and offsets agree."""
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if not all(type(number) is int and 0 <= number <= size for number in (*shape, begin, end)):
+        raise ValueError("a number is out of range")
+    if end - begin != math.prod(shape) * DTYPES[entry["dtype"]].itemsize:
+        raise ValueError("shape and offsets differ")
+    return end
 
 
 def map_parameters(path: Path) -> dict[str, np.ndarray]:
