@@ -77,10 +77,11 @@ def _compile(component: Component, cpu: Cpu, config: BuildConfig, folder: Path) 
     native = compile_component(traced, cpu, enabled(config.disable), debug_dir)
     start = time.perf_counter()
     entry = write_component(traced, native, folder)
+    written = units.seconds(time.perf_counter() - start)
     print(
         f"{component.name}: traced in {units.seconds(traced_seconds)}, {len(native.origins)} kernels compiled in "
-        f"{units.seconds(native.seconds)}, {units.size(entry.parameters.size)} of parameters packed "
-        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) in {units.seconds(time.perf_counter() - start)}",
+        f"{units.seconds(native.seconds)}, library and {units.size(entry.parameters.size)} of parameters "
+        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) written in {written}",
         flush=True,
     )
     return entry, native

@@ -45,7 +45,26 @@ def _embedding(node: torch.fx.Node, importer: Any) -> relax.Var:
     return emit(op.reshape(emit(op.take(weight, flat, axis=0, mode="clip")), [*shape, int(weight.ty.shape[1])]))
 
 
-CONVERT_MAP: dict[str, Callable] = {"to.device": _to_device, "embedding.default": _embedding}
+def _upsample_nearest(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Import nearest upsampling to the size of the result: the importer's own form rounds where PyTorch cuts."""
+    size = [int(extent) for extent in node.meta["val"].shape[2:]]
+    return importer.block_builder.emit(
+        relax.op.image.resize2d(
+            importer.env[node.args[0]],
+            size,
+            layout="NCHW",
+            method="nearest_neighbor",
+            coordinate_transformation_mode="asymmetric",
+            rounding_method="floor",
+        )
+    )
+
+
+CONVERT_MAP: dict[str, Callable] = {
+    "to.device": _to_device,
+    "embedding.default": _embedding,
+    "upsample_nearest2d.vec": _upsample_nearest,
+}
 
 
 def _import(program: torch.export.ExportedProgram) -> tuple[tvm.IRModule, list[str]]:

@@ -7,6 +7,7 @@ that weights stream once; at large ones they are rows of the picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,11 @@ class ConvShape:
     padding: tuple[int, ...]
 
     @property
+    def pixels(self) -> int:
+        """Pixels of the result, over all pictures."""
+        return self.batch * math.prod(self.result)
+
+    @property
     def padded(self) -> tuple[int, ...]:
         """Height and width with padding."""
         top, left, bottom, right = self.padding
@@ -55,8 +61,7 @@ class _Conv2d:
         self.rows, self.columns = shape.result
         self.panels = -(-shape.outputs // machine.panel)
         self.tile = _even_tile(self.columns, machine.rows)
-        pixels = shape.batch * self.rows * self.columns
-        self.epilogue = Epilogue(operand_rows, pixels, shape.outputs)
+        self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
 
     def body(self) -> None:
         """Declare the arguments, pad, and share the rows or the panels among the cores."""
@@ -65,7 +70,7 @@ class _Conv2d:
         self.x = argument("x", (s.batch, s.height, s.width, s.inputs))
         self.w = argument("w", (self.panels, taps * s.inputs, self.machine.panel))
         self.epilogue.declare()
-        self.y = argument("y", (s.batch * self.rows * self.columns, s.outputs))
+        self.y = argument("y", (s.pixels, s.outputs))
         if any(s.padding):
             self._pad()
         by_panel = self.panels >= ENOUGH_PANELS and self.rows <= SMALL_ROWS

@@ -17,8 +17,10 @@ from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.winograd import cheapest_tile, winograd
 from compiler.passes.simplify import static_shape
 
+IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
 KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form
 
 
@@ -53,13 +55,13 @@ class Tail:
 class Entry:
     """A kernel in the registry.
 
-    ``accepts`` looks at a call, given a test for what is known when parameters are packed; ``plan`` makes the kernel's
-    call. ``adds`` and ``activations`` tell what of a tail the kernel takes; activations only where ``fuses`` is on.
+    ``accepts`` looks at a call and at the machine; ``plan`` makes the kernel's call. ``adds`` and ``activations`` tell
+    what of a tail the kernel takes; activations only where the optimisation ``fuses`` is on.
     """
 
     optimisation: str
     operator: str
-    accepts: Callable[[relax.Call, Callable[[relax.Expr], bool]], bool]
+    accepts: Callable[[relax.Call, IsWeight, Machine], bool]
     plan: Callable[[relax.Call, Tail, Machine], Plan]
     adds: bool = False
     activations: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], tail
     return Plan("matmul", matmul, arguments, operands, [rows, outputs // 2 if gated else outputs])
 
 
-def _accepts_matmul(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
+def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
     data, weight = call.args
     return is_weight(weight) and len(static_shape(weight)) == 2 and _is_float32(data, weight)
 
@@ -119,35 +121,56 @@ def _plan_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     return _plan_multiply(data, weight, output, tail, machine)
 
 
-def _accepts_conv2d(call: relax.Call, is_weight: Callable[[relax.Expr], bool]) -> bool:
+def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
     attrs = call.attrs
     plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
     return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and _is_float32(*call.args)
 
 
+def _conv_shape(call: relax.Call) -> ConvShape:
+    batch, height, width, inputs = static_shape(call.args[0])
+    kh, kw, _, outputs = static_shape(call.args[1])
+    stride, padding = (tuple(int(x) for x in values) for values in (call.attrs.strides, call.attrs.padding))
+    return ConvShape(batch, height, width, inputs, outputs, (kh, kw), stride, padding)
+
+
 def _plan_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     data, weight = call.args
-    batch, height, width, inputs = static_shape(data)
-    kh, kw, _, outputs = static_shape(weight)
-    stride, padding = (int(s) for s in call.attrs.strides), (int(p) for p in call.attrs.padding)
-    shape = ConvShape(batch, height, width, inputs, outputs, (kh, kw), tuple(stride), tuple(padding))
-    result = [batch, *shape.result, outputs]
-    if (kh, kw) == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
+    shape = _conv_shape(call)
+    result = [shape.batch, *shape.result, shape.outputs]
+    if shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
         return _plan_multiply(data, weight, result, tail, machine)
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        return [
-            data,
-            _panels(builder, weight, kh * kw * inputs, outputs, machine.panel),
-            *_matrices(builder, tail.added, outputs),
-        ]
+        taps = math.prod(shape.kernel) * shape.inputs
+        panels = _panels(builder, weight, taps, shape.outputs, machine.panel)
+        return [data, panels, *_matrices(builder, tail.added, shape.outputs)]
 
     arguments = (shape, tuple(a.rows for a in tail.added), machine)
-    return Plan("conv2d", conv2d, arguments, operands, [math.prod(result[:-1]), outputs])
+    return Plan("conv2d", conv2d, arguments, operands, [math.prod(result[:-1]), shape.outputs])
 
 
-def _accepts_attention(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and cheapest_tile(_conv_shape(call), machine) is not None
+
+
+def _plan_winograd(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+    data, weight = call.args
+    shape = _conv_shape(call)
+    tile = cheapest_tile(shape, machine)
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        panels = shape.outputs // machine.panel
+        taps = builder.emit(relax.op.reshape(weight, [9, shape.inputs, panels, machine.panel]))
+        packed = builder.emit(relax.op.permute_dims(taps, [2, 1, 0, 3]))
+        return [data, packed, *_matrices(builder, tail.added, shape.outputs)]
+
+    arguments = (shape, tuple(a.rows for a in tail.added), machine, tile)
+    return Plan(f"winograd_{tile}", winograd, arguments, operands, [shape.pixels, shape.outputs])
+
+
+def _accepts_attention(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
     return call.attrs.window_size is None and _is_float32(*call.args)
 
 
@@ -163,7 +186,7 @@ def _plan_attention(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
     return Plan("flash_attention", flash_attention, arguments, lambda _builder: [query, key, value], output)
 
 
-def _accepts_group_norm(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
     rank = len(static_shape(call.args[0]))
     last = int(call.attrs.channel_axis) % rank == rank - 1
     spatial = [int(axis) % rank for axis in call.attrs.axes] == list(range(1, rank - 1))
@@ -183,7 +206,7 @@ def _plan_group_norm(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     return Plan("group_norm", group_norm, (shape, tail.activation, machine), operands, flat)
 
 
-def _accepts_layer_norm(call: relax.Call, _is_weight: Callable[[relax.Expr], bool]) -> bool:
+def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
     axes = [int(axis) % len(static_shape(call.args[0])) for axis in call.attrs.axes]
     plain = bool(call.attrs.center and call.attrs.scale) and _is_float32(*call.args)
     return plain and axes == [len(static_shape(call.args[0])) - 1]
@@ -211,6 +234,7 @@ REGISTRY = (
         activations=("silu", "gelu", GEGLU),
         fuses="fused_gelu",
     ),
+    Entry("winograd", "relax.nn.conv2d", _accepts_winograd, _plan_winograd, adds=True),
     Entry("packed_weights", "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
     Entry("flash_attention", "relax.nn.attention", _accepts_attention, _plan_attention),
     Entry(
@@ -225,11 +249,11 @@ REGISTRY = (
 )
 
 
-def find(call: relax.Expr, is_weight: Callable[[relax.Expr], bool], on: dict[str, bool]) -> Entry | None:
+def find(call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, bool]) -> Entry | None:
     """Return the entry that takes ``call``, if its optimisation is on."""
     if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
         return None
     for entry in REGISTRY:
-        if call.op.name == entry.operator and on[entry.optimisation] and entry.accepts(call, is_weight):
+        if call.op.name == entry.operator and on[entry.optimisation] and entry.accepts(call, is_weight, machine):
             return entry
     return None

@@ -57,7 +57,9 @@ class _Matcher:
         for step in self.steps:
             if step.var in self.known:
                 continue
-            entry = find(step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.on)
+            entry = find(
+                step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.machine, self.on
+            )
             if entry is not None:
                 self.matches[step.var] = _Match(step.value, entry)
             elif is_op(step.value, "relax.add"):
