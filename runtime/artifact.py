@@ -163,7 +163,7 @@ class Artifact:
 
     def _check_file(self, file: File) -> None:
         path = self.folder / file.path
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if "\0" in file.path or not path.resolve().is_relative_to(self.folder.resolve()):
             raise UserError(f"{self.folder / MANIFEST}: the path {file.path!r} leaves the artifact's folder")
         if not path.is_file():
             raise UserError(f"{path} is missing; build the artifact again")

@@ -33,8 +33,10 @@ def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
         UserError: no GPU is present, the artifact is for another device, or this CPU lacks an instruction set.
     """
     built_for = "cuda" if manifest.target.get("kind") == "cuda" else "cpu"
-    if flag == "cuda" and not tvm.cuda().exist:
-        raise UserError("--device cuda: no CUDA device was found here; use --device cpu")
+    if "cuda" in (flag, built_for) and not tvm.cuda().exist:
+        raise UserError(
+            f"--device {flag}: no CUDA device was found here; use --device cpu and an artifact built for it"
+        )
     if flag not in ("auto", built_for):
         raise UserError(f"--device {flag}: this artifact was built for {built_for}; build with another --target")
     host = host_instruction_sets()
