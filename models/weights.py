@@ -22,11 +22,38 @@ def load_weights(module: torch.nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is damaged, or a tensor is missing, unknown or of another shape.
     """
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    stored = _stored_names(module, path, expected)
+    shapes = {name: shape for name, shape in read_header(path).items() if not name.endswith(IGNORED)}
+    expected = set(module.state_dict())
+    stored = {_renamed(name, expected): name for name in shapes}
+    check_tensors(module, path, {name: shapes[old] for name, old in stored.items()})
+    unknown = [old for name, old in stored.items() if name not in expected]
+    _refuse("has a tensor that its config does not know:", path, unknown)
     with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(source).to(torch.float32) for name, source in stored.items()}
-    module.load_state_dict(state, strict=True, assign=True)
+        assign(module, {name: file.get_tensor(old) for name, old in stored.items()})
+
+
+def check_tensors(module: torch.nn.Module, path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Check that ``shapes``, by the module's own names, has every tensor of ``module`` as it should be.
+
+    Raises:
+        UserError: naming the file, the tensor, and its shape as it is and should be.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    _refuse("lacks the tensor", path, [name for name in expected if name not in shapes])
+    for name, shape in expected.items():
+        found = shapes[name]
+        if found != shape:
+            raise UserError(
+                f"{path}: {name} has the shape {list(found)} instead of {list(shape)}; is its config.json another's?"
+            )
+
+
+def assign(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Make ``tensors`` the parameters of ``module``, made on the meta device, as float32. Others are left out.
+
+    What is float32 already is not copied: it may stay a map of its file.
+    """
+    module.load_state_dict({name: tensors[name].to(torch.float32) for name in module.state_dict()}, assign=True)
     restore_buffers(module)
 
 
@@ -39,32 +66,14 @@ def restore_buffers(module: torch.nn.Module) -> None:
         setattr(owner, IGNORED, torch.nn.Buffer(torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False))
 
 
-def _stored_names(module: torch.nn.Module, path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """Return, for each tensor that the module wants, its name in the file."""
-    shapes = {name: shape for name, shape in read_header(path).items() if not name.endswith(IGNORED)}
-    new_names = {name: _renamed(module, name, expected) for name in shapes}
-    stored = {new: old for old, new in new_names.items()}
-    _refuse("lacks the tensor", path, [name for name in expected if name not in stored])
-    _refuse(
-        "has a tensor that its config does not know:", path, [n for n, new in new_names.items() if new not in expected]
-    )
-    for name, shape in expected.items():
-        found = shapes[stored[name]]
-        if found != shape:
-            raise UserError(
-                f"{path}: {name} has the shape {list(found)} instead of {list(shape)}; is its config.json another's?"
-            )
-    return stored
-
-
 def _refuse(what: str, path: Path, names: list[str]) -> None:
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
         raise UserError(f"{path} {what} {', '.join(names[:SHOWN])}{more}; is its config.json another's?")
 
 
-def _renamed(module: torch.nn.Module, name: str, expected: dict[str, tuple[int, ...]]) -> str:
-    """Return the module's name of a tensor that an older library stored."""
+def _renamed(name: str, expected: set[str]) -> str:
+    """Return the module's name, one of ``expected``, of a tensor that an older library may have stored."""
     if name in expected:
         return name
     if name.removeprefix(CLIP_PREFIX) in expected:

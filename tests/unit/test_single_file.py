@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import single_file
-from models.architectures import ARCHITECTURES
 from models.checkpoint import load_checkpoint
 from models.random_checkpoint import random_checkpoint, save
 from utils.errors import UserError
@@ -67,20 +66,53 @@ def vae_name(name, blocks=4):
     return re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{blocks - 1 - int(m[1])}.block", name)
 
 
+OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm": "ln_",
+    "self_attn.": "attn.",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+def clip(checkpoint):
+    state = checkpoint.text_encoder.state_dict()
+    positions = {"embeddings.position_ids": torch.arange(77)[None]}
+    return {f"cond_stage_model.transformer.text_model.{name}": value for name, value in (state | positions).items()}
+
+
+def open_clip(text_encoder):
+    """Name the text encoder's tensors as OpenCLIP does: queries, keys and values are one tensor."""
+    prefix, state, tensors = "cond_stage_model.model.", text_encoder.state_dict(), {}
+    for name in list(state):
+        match = re.fullmatch(r"(.*)\.q_proj\.(weight|bias)", name)
+        if match:
+            three = [state.pop(f"{match[1]}.{letter}_proj.{match[2]}") for letter in "qkv"]
+            state[f"{match[1]}.in_proj_{match[2]}"] = torch.cat(three)
+    for name, value in state.items():
+        new = name
+        for ours, original in OPEN_CLIP.items():
+            new = new.replace(ours, original)
+        tensors[prefix + new] = value
+    return tensors | {prefix + "logit_scale": torch.ones(()), prefix + "text_projection": torch.eye(48)}
+
+
 def write(checkpoint, path):
     tensors = {f"model.diffusion_model.{unet_name(k)}": v for k, v in checkpoint.unet.state_dict().items()}
     for name, value in checkpoint.vae.state_dict().items():
         new = vae_name(name)
         is_matrix = "attn_1" in new and value.dim() == 2  # 1x1 convolutions in the original
         tensors[f"first_stage_model.{new}"] = value[:, :, None, None] if is_matrix else value
-    for name, value in checkpoint.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name}"] = value
+    tensors |= open_clip(checkpoint.text_encoder) if checkpoint.prediction_type == "v_prediction" else clip(checkpoint)
     save_file({name: value.contiguous() for name, value in tensors.items()}, path)
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    return random_checkpoint("tiny", 4)
+@pytest.fixture(scope="module", params=["tiny", "tiny-sd2"])
+def checkpoint(request):
+    return random_checkpoint(request.param, 4)
 
 
 @pytest.fixture
@@ -110,8 +142,7 @@ def test_weights_come_out_as_they_went_in(file, checkpoint):
 
 
 def test_without_configs_they_are_those_of_the_architecture(file, checkpoint, monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "sd15", ARCHITECTURES["tiny"])
-    monkeypatch.setattr(single_file, "ARCHITECTURE_OF_CONTEXT", {32: "sd15"})
+    monkeypatch.setattr(single_file, "ARCHITECTURE_OF_CONTEXT", {32: "tiny", 48: "tiny-sd2"})
     for path in file.parent.iterdir():
         if path.is_dir() and path.name != "tokenizer":
             shutil.rmtree(path)
@@ -119,11 +150,11 @@ def test_without_configs_they_are_those_of_the_architecture(file, checkpoint, mo
     loaded = load_checkpoint(str(file))
     assert_same_weights(loaded, checkpoint)
     assert loaded.tokenizer_json == checkpoint.tokenizer_json
-    assert (loaded.prediction_type, loaded.height) == ("epsilon", 64)
+    assert (loaded.prediction_type, loaded.height) == (checkpoint.prediction_type, 64)
 
 
 def test_without_a_tokenizer_the_message_says_where_to_put_one(file, monkeypatch):
-    monkeypatch.setattr(single_file, "ARCHITECTURE_OF_CONTEXT", {32: "sd15"})
+    monkeypatch.setattr(single_file, "ARCHITECTURE_OF_CONTEXT", {32: "sd15", 48: "sd21"})
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     alone = file.rename(file.parent.parent / file.name)
     with pytest.raises(UserError, match=r"brings no tokenizer.*vocab.json and merges.txt into .*/tokenizer"):
@@ -134,19 +165,25 @@ def test_digest_is_of_weights_and_configs(file):
     digest = load_checkpoint(str(file)).digest
     assert load_checkpoint(str(file)).digest == digest
     config = file.parent / "scheduler/scheduler_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "v_prediction"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "sample"}))
     assert load_checkpoint(str(file)).digest != digest
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda tensors: {"x": torch.zeros(1)}, "holds no SD 1.x or 2.x model in the original layout"),
-        (lambda tensors: {k: v for k, v in tensors.items() if "conv_in" not in k}, "doesn't fit|lacks tensors"),
-        (lambda tensors: {k: v for k, v in tensors.items() if "layers.1.mlp.fc1" not in k}, "lacks tensors"),
+        (lambda tensors: {"x": torch.zeros(1)}, "holds no SD 1.x or 2.x in the original layout"),
+        (
+            lambda tensors: {k: v for k, v in tensors.items() if "encoder.conv_in" not in k},
+            r"lacks the tensor encoder.conv_in.weight, encoder.conv_in.bias",
+        ),
+        (
+            lambda tensors: {k: v for k, v in tensors.items() if "layers.1.mlp" not in k and "blocks.1.mlp" not in k},
+            r"lacks the tensor encoder.layers.1.mlp.fc1.weight, .* and 1 more",
+        ),
         (
             lambda tensors: {k: v[:5].contiguous() if "decoder.conv_in" in k else v for k, v in tensors.items()},
-            "doesn't fit its configs",
+            r"decoder.conv_in.weight has the shape \[5, 4, 3, 3\] instead of \[16, 4, 3, 3\]",
         ),
     ],
     ids=["another model", "no vae conv_in", "no text layer", "misshapen vae"],
