@@ -140,12 +140,14 @@ class SimpleRule:
         for loop in tile:
             sch.unroll(loop)
         sch.vectorize(vector)
-        self._copy_back(sch, result, width)
+        self._copy_back(sch, result, fused, width)
         sch.decompose_reduction(block, reduce[0])
 
     @staticmethod
-    def _copy_back(sch: s_tir.Schedule, block: object, width: int) -> None:
+    def _copy_back(sch: s_tir.Schedule, block: object, shared: object, width: int) -> None:
         inner = sch.get_loops(block)[-1]
+        if sch.get(inner).same_as(sch.get(shared)):
+            return  # a tile of one element has no loops of its own
         if int(sch.get(inner).extent) % width == 0:
             _, vector = sch.split(inner, [None, width])
             sch.vectorize(vector)
