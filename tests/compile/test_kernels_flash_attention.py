@@ -12,7 +12,7 @@ from compiler.kernels.flash_attention import KEY_BLOCK, AttentionShape, flash_at
 
 
 def reference_attention(query, key, value, scale, offset):
-    """Return attention over [B, tokens, heads, size] in float64 and the largest score; a row that sees nothing is NaN."""
+    """Return attention over [B, tokens, heads, size] in float64, NaN where nothing is seen, and the largest score."""
     q, k, v = (x.astype(np.float64).transpose(0, 2, 1, 3) for x in (query, key, value))
     scores = q @ k.swapaxes(-1, -2) * scale
     largest = float(np.abs(scores).max())

@@ -1,0 +1,114 @@
+"""Components small enough to compile in a second, and the way from a module to a checked engine."""
+
+from pathlib import Path
+
+import torch
+import tvm
+from torch import nn
+
+from compiler.native import compile_component
+from compiler.optimisations import enabled
+from compiler.package import write_component
+from compiler.pipeline import optimise
+from compiler.target import resolve_target
+from compiler.trace import trace
+from compiler.verify import Parity, verify
+from models.components import Component, Function
+from runtime import artifact
+from runtime.engine import Engine
+
+CPU = resolve_target("llvm")
+ALL_ON = enabled("")
+
+
+class Block(nn.Module):
+    """What a UNet's block is made of, once each, at sizes that divide by nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(3, 9)
+        self.conv = nn.Conv2d(9, 24, 3, padding=1)
+        self.time = nn.Linear(5, 24)
+        self.down = nn.Conv2d(24, 24, 3, stride=2, padding=1)
+        self.skip = nn.Conv2d(9, 24, 1, stride=2)
+        self.layer_norm = nn.LayerNorm(24)
+        self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
+        self.out = nn.Linear(24, 24)
+        self.end = nn.Conv2d(24, 7, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Take x [B, 9, h, w] and t [B, 5]; return [B, 7, 2 ceil(h / 2), 2 ceil(w / 2)]."""
+        y = self.conv(nn.functional.silu(self.norm(x))) + self.time(t)[:, :, None, None]
+        y = self.down(y) + self.skip(x)
+        batch, channels, height, width = y.shape
+        tokens = y.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        normed = self.layer_norm(tokens)
+        heads = [f(normed).view(batch, -1, 3, 8).transpose(1, 2) for f in (self.q, self.k, self.v)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads)
+        tokens = self.out(mixed.transpose(1, 2).reshape(batch, -1, channels)) + tokens
+        y = tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return self.end(nn.functional.interpolate(nn.functional.gelu(y), scale_factor=2.0))
+
+
+def block_component(seed: int = 0) -> Component:
+    """Return ``Block`` with random weights and two functions, of batch 2 and 1."""
+    random = torch.Generator().manual_seed(seed)
+    module = Block().eval().requires_grad_(False)
+    for name, parameter in module.named_parameters():
+        parameter.normal_(std=0.9 if name in ("q.weight", "k.weight") else 0.3, generator=random)
+
+    def function(name: str, batch: int) -> Function:
+        x, t = torch.randn(batch, 9, 7, 5, generator=random), torch.randn(batch, 5, generator=random)
+        return Function(name, (("x", x), ("t", t)))
+
+    return Component("block", module, (function("pair", 2), function("single", 1)))
+
+
+def after(component: Component, phase: str, disable: str = "") -> tvm.IRModule:
+    """Return the module of ``component`` after a phase of the pipeline."""
+    return dict(optimise(trace(component).module, CPU, enabled(disable), None))[phase]
+
+
+def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.File) -> artifact.Manifest:
+    """Return a manifest that only the engine needs to understand."""
+    return artifact.Manifest(
+        schema=artifact.SCHEMA,
+        model_name="test",
+        model_digest="0" * 64,
+        default_prompt=None,
+        target={"kind": "llvm"},
+        cpu_features=[],
+        dtype="float32",
+        height=8,
+        width=8,
+        batch_size=1,
+        latent_channels=4,
+        latent_scale=8,
+        vae_scaling_factor=1.0,
+        scheduler={},
+        tokenizer=tokenizer,
+        components=components,
+        optimisations={},
+        versions={},
+        build_seconds=0.0,
+    )
+
+
+def save(component: Component, folder: Path, disable: str = "") -> artifact.Component:
+    """Compile ``component`` into ``folder`` and return its entry in the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    traced = trace(component)
+    return write_component(traced, compile_component(traced, CPU, enabled(disable), None), folder)
+
+
+def load(entry: artifact.Component, name: str, folder: Path) -> Engine:
+    """Return the engine of a component that ``save`` wrote."""
+    (folder / artifact.TOKENIZER).write_text("{}")
+    tokenizer = artifact.describe(folder / artifact.TOKENIZER, folder)
+    artifact.write_manifest(manifest_of({name: entry}, tokenizer), folder)
+    return Engine(artifact.Artifact(folder), name, tvm.cpu())
+
+
+def parity(component: Component, folder: Path, disable: str = "") -> Parity:
+    """Compile, load and verify ``component``; below the floor this raises."""
+    return verify(component, load(save(component, folder, disable), component.name, folder), "float32")
