@@ -10,6 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
+from compiler.graph import static_shape
 from compiler.kernels.conv2d import ConvShape, conv2d
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.flash_attention import AttentionShape, flash_attention
@@ -18,7 +19,6 @@ from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.winograd import cheapest_tile, winograd
-from compiler.passes.simplify import static_shape
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
 KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form

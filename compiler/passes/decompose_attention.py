@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.simplify import is_op, static_shape
+from compiler.graph import is_op, static_shape
 
 MASKED = np.float32(-1e30)  # finite, so that a row that is masked everywhere gives a number, not NaN
 

@@ -10,11 +10,10 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.graph import bindings, is_op, parameter_only, static_shape
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.registry import KERNEL, Added, Entry, Plan, Tail, find
-from compiler.passes.parameter_only import bindings, parameter_only
-from compiler.passes.simplify import is_op, static_shape
 
 
 @dataclass

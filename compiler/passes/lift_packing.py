@@ -13,7 +13,7 @@ import tvm_ffi
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.passes.parameter_only import bindings, parameter_only
+from compiler.graph import bindings, parameter_only
 
 
 class _Packings:

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from typing import TypeGuard
-
 import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.graph import is_op, scalar_value, static_shape
+
 SHAPE_OPS = ("relax.expand_dims", "relax.squeeze", "relax.flatten")
-
-
-def static_shape(expr: relax.Expr) -> list[int]:
-    """Return the shape of a tensor expression; every shape here is static."""
-    return [int(extent) for extent in expr.ty.shape]
-
-
-def is_op(expr: relax.Expr | None, name: str) -> TypeGuard[relax.Call]:
-    """Tell whether ``expr`` is a call of the Relax operator ``name``."""
-    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
-
-
-def scalar_value(expr: relax.Expr) -> float | None:
-    """Return the value of a constant of one element, None for anything else."""
-    if not isinstance(expr, tvm.ir.GenericConst) or not isinstance(expr.ty, relax.TensorType):
-        return None
-    return float(expr.value.numpy().reshape(())) if math.prod(static_shape(expr)) == 1 else None
 
 
 def _moves_only_units(shape: list[int], axes: list[int]) -> bool:

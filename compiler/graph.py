@@ -1,8 +1,29 @@
-"""Which values of a function depend on nothing but its parameters."""
+"""Questions about Relax graphs that passes and kernels share. Every shape here is static."""
 
 from __future__ import annotations
 
+import math
+from typing import TypeGuard
+
+import tvm
 from tvm import relax
+
+
+def static_shape(expr: relax.Expr) -> list[int]:
+    """Return the shape of a tensor expression; every shape here is static."""
+    return [int(extent) for extent in expr.ty.shape]
+
+
+def is_op(expr: relax.Expr | None, name: str) -> TypeGuard[relax.Call]:
+    """Tell whether ``expr`` is a call of the Relax operator ``name``."""
+    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
+
+
+def scalar_value(expr: relax.Expr) -> float | None:
+    """Return the value of a constant of one element, None for anything else."""
+    if not isinstance(expr, tvm.ir.GenericConst) or not isinstance(expr.ty, relax.TensorType):
+        return None
+    return float(expr.value.numpy().reshape(())) if math.prod(static_shape(expr)) == 1 else None
 
 
 def bindings(function: relax.Function) -> list[relax.VarBinding]:
