@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compiler import build
 from utils.command_line import parse
 from utils.config import BuildConfig
 from utils.errors import run_script
@@ -16,10 +17,7 @@ EXAMPLES = """
 
 def main(argv: list[str]) -> None:
     """Build what the command line asks for."""
-    config = parse(BuildConfig, argv, __doc__ or "", EXAMPLES)
-    from compiler.builder import build  # after the flags are checked: torch and tvm take seconds to import
-
-    build(config)
+    build(parse(BuildConfig, argv, __doc__ or "", EXAMPLES))
 
 
 if __name__ == "__main__":

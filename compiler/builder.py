@@ -15,7 +15,7 @@ import tvm
 from compiler.native import Native, compile_component
 from compiler.optimisations import enabled
 from compiler.package import staged, write_component
-from compiler.target import Cpu, resolve_target
+from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.trace import trace
 from compiler.verify import verify
 from models.checkpoint import Checkpoint, load_checkpoint
@@ -108,8 +108,8 @@ def build(config: BuildConfig) -> Path:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
     """
     start = time.perf_counter()
-    enabled(config.disable)
     cpu = resolve_target(config.target)
+    require_runs_here(cpu)
     torch.set_num_threads(set_num_threads(config.num_threads))
     checkpoint = load_checkpoint(config.model)
     size = (

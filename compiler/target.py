@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import platform
 from dataclasses import dataclass
 
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
-from utils.cpu import instruction_sets, physical_cores
+from utils.cpu import host_instruction_sets, instruction_sets, physical_cores
 from utils.errors import UserError, choose
 
 KINDS = ("auto", "llvm", "cuda")
@@ -55,6 +56,23 @@ def resolve_target(text: str) -> Cpu:
     lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
     many = "avx512f" in features or "neon" in features
     return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"])))
+
+
+def require_runs_here(cpu: Cpu) -> None:
+    """Refuse a target whose code this CPU can't run: packing and verification run the code that was built.
+
+    Raises:
+        UserError: naming the machine or the instruction sets that are missing.
+    """
+    machine = str(cpu.target.attrs.get("mtriple", "")).partition("-")[0]
+    if machine and machine != platform.machine():
+        raise UserError(f"--target: {machine} code can't be verified on this {platform.machine()}; build it there")
+    host = host_instruction_sets()
+    missing = sorted(set(cpu.features) - set(host)) if host is not None else []
+    if missing:
+        raise UserError(
+            f"--target: this CPU lacks {', '.join(missing)}, so the build can't be verified; build it there"
+        )
 
 
 def _check_triple_and_cpu(options: dict) -> None:
