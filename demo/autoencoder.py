@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from demo.pictures import grid, loss_curve, psnr, to_pixels, to_tensor
-from demo.training import Budget, Schedule, State, fit
+from demo.training import Budget, Schedule, State, fit, one_thread_an_operator
 
 KL_WEIGHT = 3e-4  # per latent number: enough noise that the decoder forgives a latent that is a little off
 CROPPED = 0.75  # share of the budget spent on crops of half the side: four times the steps
@@ -42,8 +42,7 @@ def encode(vae: AutoencoderKL, pixels: np.ndarray, workers: int = 1, batch: int 
             moments = vae.quant_conv(vae.encoder(to_tensor(pixels[first : first + batch])))
         return moments.float().chunk(2, dim=1)[0]
 
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(workers) as pool:
+    with one_thread_an_operator(), ThreadPoolExecutor(workers) as pool:
         return torch.cat(list(pool.map(part, range(0, len(pixels), batch))))
 
 

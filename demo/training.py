@@ -8,8 +8,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.units import seconds
 
+REPORT_EVERY = 50  # steps
 LossOf = Callable[..., torch.Tensor]
 
 
@@ -167,7 +169,6 @@ def fit(
     checkpoint: Callable[[State], None],
     workers: int = 1,
     every_minutes: float = 4.0,
-    report_every: int = 50,
 ) -> None:
     """Train until the budget is spent, calling ``checkpoint`` every few minutes and at the end.
 
@@ -180,8 +181,31 @@ def fit(
     Raises:
         FloatingPointError: the loss is no finite number any more.
     """
+    with one_thread_an_operator():
+        _loop(state, Workers(state.modules, workers), batch_of, loss_of, schedule, budget, checkpoint, every_minutes)
+
+
+@contextmanager
+def one_thread_an_operator() -> Iterator[None]:
+    """Leave the cores to the threads that share a batch."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    team = Workers(state.modules, workers)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _loop(
+    state: State,
+    team: Workers,
+    batch_of: Callable[[int, float], Sequence[torch.Tensor]],
+    loss_of: LossOf,
+    schedule: Schedule,
+    budget: Budget,
+    checkpoint: Callable[[State], None],
+    every_minutes: float,
+) -> None:
     start = saved = time.monotonic()
     before = state.elapsed
     while (spent := budget.spent(state.step, state.elapsed)) < 1:
@@ -191,16 +215,16 @@ def fit(
         state.update(schedule.rate(spent))
         now = time.monotonic()
         state.elapsed = before + now - start
-        if state.step % report_every == 0:
-            _report(state, budget, report_every)
+        if state.step % REPORT_EVERY == 0:
+            _report(state, budget)
         if now - saved > 60 * every_minutes:
             checkpoint(state)
             saved = time.monotonic()
     checkpoint(state)
 
 
-def _report(state: State, budget: Budget, window: int) -> None:
-    recent = state.losses[-window:]
+def _report(state: State, budget: Budget) -> None:
+    recent = state.losses[-REPORT_EVERY:]
     spent = budget.spent(state.step, state.elapsed)
     left = state.elapsed / spent - state.elapsed if spent > 0 else 0.0
     line = f"step {state.step}  loss {sum(recent) / len(recent):.4f}  {seconds(state.elapsed / state.step)} a step"
