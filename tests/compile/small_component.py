@@ -22,22 +22,26 @@ ALL_ON = enabled("")
 
 
 class Block(nn.Module):
-    """What a UNet's block is made of, once each, at sizes that divide by nothing."""
+    """What a UNet's block is made of, once each; few sizes divide by anything."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(3, 9)
-        self.conv = nn.Conv2d(9, 24, 3, padding=1)
-        self.time = nn.Linear(5, 24)
-        self.down = nn.Conv2d(24, 24, 3, stride=2, padding=1)
-        self.skip = nn.Conv2d(9, 24, 1, stride=2)
+        self.begin = nn.Conv2d(9, 32, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 32)
+        self.conv = nn.Conv2d(32, 32, 3, padding=1)
+        self.time = nn.Linear(5, 32)
+        self.down = nn.Conv2d(32, 24, 3, stride=2, padding=1)
+        self.skip = nn.Conv2d(32, 24, 1, stride=2)
         self.layer_norm = nn.LayerNorm(24)
         self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
         self.out = nn.Linear(24, 24)
+        self.feed = nn.Linear(24, 45)
+        self.back = nn.Linear(45, 24)
         self.end = nn.Conv2d(24, 7, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """Take x [B, 9, h, w] and t [B, 5]; return [B, 7, 2 ceil(h / 2), 2 ceil(w / 2)]."""
+        x = self.begin(x)
         y = self.conv(nn.functional.silu(self.norm(x))) + self.time(t)[:, :, None, None]
         y = self.down(y) + self.skip(x)
         batch, channels, height, width = y.shape
@@ -46,8 +50,9 @@ class Block(nn.Module):
         heads = [f(normed).view(batch, -1, 3, 8).transpose(1, 2) for f in (self.q, self.k, self.v)]
         mixed = nn.functional.scaled_dot_product_attention(*heads)
         tokens = self.out(mixed.transpose(1, 2).reshape(batch, -1, channels)) + tokens
+        tokens = self.back(nn.functional.gelu(self.feed(tokens))) + tokens
         y = tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
-        return self.end(nn.functional.interpolate(nn.functional.gelu(y), scale_factor=2.0))
+        return self.end(nn.functional.interpolate(y, scale_factor=2.0))
 
 
 def block_component(seed: int = 0) -> Component:
@@ -58,7 +63,7 @@ def block_component(seed: int = 0) -> Component:
         parameter.normal_(std=0.9 if name in ("q.weight", "k.weight") else 0.3, generator=random)
 
     def function(name: str, batch: int) -> Function:
-        x, t = torch.randn(batch, 9, 7, 5, generator=random), torch.randn(batch, 5, generator=random)
+        x, t = torch.randn(batch, 9, 14, 9, generator=random), torch.randn(batch, 5, generator=random)
         return Function(name, (("x", x), ("t", t)))
 
     return Component("block", module, (function("pair", 2), function("single", 1)))

@@ -67,7 +67,7 @@ def simplified(build, *shapes):
 
 
 def written(build, *shapes, weights=0):
-    """Write a module whose ``main`` computes ``build(emit, *variables)``; the last ``weights`` of them are parameters."""
+    """Write a module whose ``main`` computes ``build(emit, *variables)``; the last ``weights`` are parameters."""
     builder = relax.BlockBuilder()
     variables = [relax.Var(f"v{i}", relax.TensorType(shape, "float32")) for i, shape in enumerate(shapes)]
     with builder.function("main", variables, attrs={"num_input": len(shapes) - weights}):

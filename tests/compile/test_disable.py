@@ -1,0 +1,50 @@
+"""Every optimisation can be left out, alone or with others: the result stays and the code changes."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_component import after, block_component, parity
+
+from compiler.optimisations import ALL, OPTIMISATIONS, enabled
+from utils.errors import UserError
+
+
+def code(disable):
+    """Return the text of the block's module as it goes to LLVM."""
+    return after(block_component(), "rest", disable).script()
+
+
+@pytest.fixture(scope="module")
+def all_on():
+    return code("")
+
+
+@pytest.mark.parametrize("name", [*OPTIMISATIONS, ALL])
+def test_each_alone(name, all_on, tmp_path):
+    assert code(name) != all_on, f"--disable {name} changes nothing"
+    measured = parity(block_component(), tmp_path, name).psnr
+    assert min(measured.values()) >= 60
+
+
+@settings(deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.sets(st.sampled_from(list(OPTIMISATIONS)), min_size=2, max_size=len(OPTIMISATIONS) - 1))
+def test_any_subset(names, tmp_path_factory):
+    measured = parity(block_component(), tmp_path_factory.mktemp("subset"), ",".join(sorted(names))).psnr
+    assert min(measured.values()) >= 60
+
+
+def test_all_is_every_single_one():
+    assert code(ALL) == code(",".join(OPTIMISATIONS))
+    assert not any(enabled(ALL).values()) and all(enabled("").values())
+    assert enabled(" layout , fusion,") == {name: name not in ("layout", "fusion") for name in OPTIMISATIONS}
+
+
+@pytest.mark.parametrize(("text", "word"), [("layuot", "did you mean layout"), ("fusion,packed", "'packed'")])
+def test_unknown_names_are_refused(text, word):
+    with pytest.raises(UserError, match="--disable") as refused:
+        enabled(text)
+    assert word in str(refused.value) and all(name in str(refused.value) for name in [*OPTIMISATIONS, ALL])
+
+
+def test_the_same_build_twice_is_the_same_code(all_on):
+    assert code("") == all_on
