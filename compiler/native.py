@@ -10,6 +10,7 @@ from pathlib import Path
 import tvm
 from tvm import relax, tirx
 
+from compiler.codegen import NativeCode, generate
 from compiler.kernels.registry import KERNEL
 from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise
@@ -28,7 +29,7 @@ class Native:
     function takes them; ``origins`` tells for each kernel by symbol what it is: a kernel of ours by name, or "rule".
     """
 
-    executable: relax.VMExecutable
+    code: NativeCode
     packing: dict[str, Packing]
     packed_types: dict[str, ShapeAndType]
     outputs: dict[str, TensorType]
@@ -69,5 +70,5 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
             packed_types = {name: _tensor(var) for name, var in zip(packing, parameters, strict=True)}
         if phase == "rest":
             origins = _origins(module)
-    executable = tvm.compile(module, target=cpu.target, relax_pipeline=tvm.transform.Sequential([]))
-    return Native(executable, packing, packed_types, outputs, origins, time.perf_counter() - start)
+    code = generate(traced.name, module, cpu.target)
+    return Native(code, packing, packed_types, outputs, origins, time.perf_counter() - start)

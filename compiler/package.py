@@ -94,7 +94,7 @@ def write_component(traced: Traced, native: Native, folder: Path) -> Component:
     Packing runs the library's own packing functions, one parameter in memory at a time.
     """
     library = folder / f"{traced.name}.so"
-    native.executable.export_library(str(library))
+    native.code.export(library)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     parameters = folder / "params" / f"{traced.name}.safetensors"
     parameters.parent.mkdir(exist_ok=True)
