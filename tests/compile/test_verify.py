@@ -92,7 +92,9 @@ def test_every_altered_parameter_fails_the_gate_by_name(saved, tmp_path):
             library=artifact.describe(place / "block.so", place),
             parameters=artifact.describe(place / "p", place),
         )
-        with pytest.raises(UserError, match=r"block\.(pair|single): PSNR -?\d+\.\d dB .*floor of 60 dB; nothing was saved"):
+        with pytest.raises(
+            UserError, match=r"block\.(pair|single): PSNR -?\d+\.\d dB .*floor of 60 dB; nothing was saved"
+        ):
             verify(component, load(changed, "block", place), "float32")
 
 
