@@ -16,7 +16,7 @@ from tvm import tirx
 
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
-from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tiles
+from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size, tiles
 
 SMALL_ROWS = 32  # rows of the picture up to which tasks are panels
 ENOUGH_PANELS = 8
@@ -60,7 +60,7 @@ class _Conv2d:
         self.shape, self.machine = shape, machine
         self.rows, self.columns = shape.result
         self.panels = -(-shape.outputs // machine.panel)
-        self.tile = _even_tile(self.columns, machine.rows)
+        self.tile = tile_size(self.columns, machine.rows)
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
 
     def body(self) -> None:
@@ -115,11 +115,6 @@ class _Conv2d:
                 steps(s.inputs, UNROLL, step)
         start = row * self.columns + first
         registers.write(count, lambda pixel: start + pixel, self.y, panel, self.epilogue)
-
-
-def _even_tile(columns: int, limit: int) -> int:
-    """Return the tile that cuts a row into equal parts as long as possible, so that the last is hardly shorter."""
-    return -(-columns // -(-columns // limit))
 
 
 def conv2d(shape: ConvShape, operand_rows: Sequence[int], machine: Machine) -> tirx.PrimFunc:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tiles
+from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size, tiles
 
 COLUMNS = 2  # vectors of queries in a block
 KEY_BLOCK = 120  # keys a block: scores of one query block stay in the first cache level
@@ -97,12 +97,13 @@ class _FlashAttention:
         with T.serial(self.group) as block:
             for c in self.columns:
                 self.v.store(self.now, self.v.load(self.top, block, c), 0, c)
-            tiles(count, self.tile, lambda k, rows: self._scores(block, start, k, rows))
+            key_tile, value_tile = (tile_size(n, self.tile) for n in (count, self.shape.value_size))
+            tiles(count, key_tile, lambda k, rows: self._scores(block, start, k, rows))
             self._rescale(block)
             steps(count, 4, self._exponentials)
             for c in self.columns:
                 self.v.store(self.total, self.v.load(self.now, 2, c), block, c)
-            tiles(self.shape.value_size, self.tile, lambda d, rows: self._mix(block, start, count, d, rows))
+            tiles(self.shape.value_size, value_tile, lambda d, rows: self._mix(block, start, count, d, rows))
 
     def _scores(self, block: Value, start: Value, key: Value, rows: int) -> None:
         """S^T of ``rows`` keys x a block of queries, and the running maximum."""

@@ -15,7 +15,7 @@ from tvm import tirx
 
 from compiler.kernels.epilogue import GEGLU, Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
-from compiler.kernels.tir import Value, argument, local, prim_func, steps
+from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
 
 FEW_ROWS = 512  # below it weights weigh more than rows
 STRIPES = 2  # stripes of rows per core
@@ -27,7 +27,7 @@ class _Matmul:
     ) -> None:
         self.m, self.k, self.n, self.machine = m, k, n, machine
         self.panels = -(-n // machine.panel)
-        self.tile_rows = min(machine.rows, m)
+        self.tile_rows = tile_size(m, machine.rows)
         self.tiles = -(-m // self.tile_rows)
         self.epilogue = Epilogue(operand_rows, m, n, activation)
 

@@ -119,3 +119,14 @@ def tiles(count: int, size: int, body: Callable[[Value, int], None]) -> None:
             body(tile * size, size)
     if count % size:
         body(count - count % size, count % size)
+
+
+def tile_size(count: int, limit: int) -> int:
+    """Return a tile for ``count`` of at most ``limit``: one that divides it if that costs at most a third of the tile.
+
+    Without a shorter last tile the kernel's code is half as long. Otherwise the tiles are as even as possible.
+    """
+    if count <= limit:
+        return count
+    divisor = max(d for d in range(1, limit + 1) if count % d == 0)
+    return divisor if 3 * divisor >= 2 * limit else -(-count // -(-count // limit))

@@ -20,7 +20,7 @@ from tvm import tirx
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
-from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps
+from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size
 
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 GROUP_BLOCKS = 8  # register tiles of tiles in a group
@@ -69,7 +69,7 @@ class _Winograd:
         self.down, self.across = -(-self.height // m), -(-self.width // m)
         self.tiles = shape.batch * self.down * self.across
         self.panels = shape.outputs // machine.panel
-        self.rows = min(machine.rows, self.tiles)
+        self.rows = tile_size(self.tiles, machine.rows)
         self.few = self.tiles < GROUP_BLOCKS * self.rows * machine.cores
         self.group = -(-self.tiles // self.rows) if self.few else GROUP_BLOCKS
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
