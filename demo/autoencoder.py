@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,15 @@ def _crop(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
     return picture[y : y + side, x : x + side]
 
 
+def draw_crops(pixels: np.ndarray, batch: int, seed: int, step: int, spent: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pictures of one step, or crops of them early on, and the noise for their latents."""
+    rng = np.random.default_rng((seed, step))
+    side = pixels.shape[1] // 2 if spent < CROPPED else pixels.shape[1]
+    pictures = np.stack([_crop(pixels[rng.integers(len(pixels))], side, rng) for _ in range(batch)])
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    return to_tensor(pictures), torch.randn(batch, 4, side // 8, side // 8, generator=generator)
+
+
 def train_autoencoder(
     vae: AutoencoderKL,
     pixels: np.ndarray,
@@ -81,14 +91,6 @@ def train_autoencoder(
     if resume and path.exists():
         state.load(path)
 
-    def batch_of(step: int, spent: float) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = np.random.default_rng((seed, step))
-        side = pixels.shape[1] // 2 if spent < CROPPED else pixels.shape[1]
-        pictures = np.stack([_crop(pixels[rng.integers(len(pixels))], side, rng) for _ in range(batch)])
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(batch, 4, side // 8, side // 8, generator=generator)
-        return to_tensor(pictures), noise
-
     def checkpoint(state: State) -> None:
         state.save(path)
         state.swap()
@@ -99,6 +101,7 @@ def train_autoencoder(
         grid(pairs, work / "autoencoder.png", 8)
         loss_curve(state.losses, work / "autoencoder_loss.png", "autoencoder")
 
+    batch_of = partial(draw_crops, pixels, batch, seed)
     fit(state, batch_of, autoencoder_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
     state.swap()
     return state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Gener
     lone, pair = np.flatnonzero(~data.pairs), np.flatnonzero(data.pairs)
     count = min(round(batch * share), batch - 1)
     return rng.permutation(np.concatenate([rng.choice(lone, batch - count), rng.choice(pair, count)]))
+
+
+def draw_batch(
+    data: Captioned, nothing: torch.Tensor, batch: int, seed: int, step: int, spent: float
+) -> tuple[torch.Tensor, ...]:
+    """Return latents, ids (some of them those of ``nothing``, the empty caption), noise and timesteps of one step."""
+    rng = np.random.default_rng((seed, step))
+    chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
+    dropped = torch.from_numpy(rng.random(batch) < DROPOUT)[:, None]
+    ids = torch.where(dropped, nothing, data.ids[chosen].long())
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
+    timesteps = torch.randint(0, NOISE["num_train_timesteps"], (batch,), generator=generator)
+    return data.latents[chosen].float(), ids, noise, timesteps
 
 
 def denoising_loss(
@@ -145,16 +160,6 @@ def train_diffusion(
         state.load(path)
     nothing = tokenise(tokenizer, [""])
 
-    def batch_of(step: int, spent: float) -> tuple[torch.Tensor, ...]:
-        rng = np.random.default_rng((seed, step))
-        chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
-        dropped = torch.from_numpy(rng.random(batch) < DROPOUT)[:, None]
-        ids = torch.where(dropped, nothing, data.ids[chosen].long())
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
-        timesteps = torch.randint(0, NOISE["num_train_timesteps"], (batch,), generator=generator)
-        return data.latents[chosen].float(), ids, noise, timesteps
-
     def checkpoint(state: State) -> None:
         state.save(path)
         state.swap()
@@ -165,6 +170,7 @@ def train_diffusion(
         loss_curve(state.losses, work / "diffusion_loss.png", "diffusion")
         print(f"diffusion: {state.step} steps, samples drawn", file=sys.stderr, flush=True)
 
+    batch_of = partial(draw_batch, data, nothing, batch, seed)
     fit(state, batch_of, denoising_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
     state.swap()
     return state
