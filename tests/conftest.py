@@ -65,9 +65,11 @@ def v_artifact(shared: Path, v_checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def v_odd_artifact(shared: Path, v_checkpoint: Path) -> Path:
-    """The same at 72x104: a latent of 9x13, odd at every level."""
+    """The same at 72x104, a latent of 9x13, odd at every level; with the IR of each pass."""
     folder = shared / "v-odd-artifact"
-    must_run("build.py", "--model", v_checkpoint, "--height", 72, "--width", 104, "--output-dir", folder)
+    must_run(
+        "build.py", "--model", v_checkpoint, "--height", 72, "--width", 104, "--output-dir", folder, "--enable-debug"
+    )
     return folder
 
 

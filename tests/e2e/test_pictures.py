@@ -4,19 +4,25 @@ import numpy as np
 import pytest
 from pictures import picture_psnr, read, read_all
 
+import inference_basic_sd
+
 FLOOR = 40  # dB
 SCHEDULERS = ("ddim", "pndm", "euler", "euler-ancestral", "dpmpp-2m")
+ONE_THREAD = ("--num-threads", 1)  # as fast for a tiny model, and it does not wait for a core that others use
 LEAST_CONTRAST = 8  # standard deviation of 0 to 255: a picture that is not one colour
 
 
 @pytest.fixture
 def both(good_script, tmp_path):
-    """Run both scripts with the same flags and return the pictures in pairs."""
+    """Run both scripts with the same flags and return the pictures in pairs.
+
+    The baseline runs in this process: its imports take longer than its pictures.
+    """
 
     def run(artifact, model, *flags, size=()):
         ours, theirs = tmp_path / "ours", tmp_path / "theirs"
         good_script("inference.py", "--artifacts-dir", artifact, "--output-dir", ours, *flags)
-        good_script("inference_basic_sd.py", "--model", model, *size, "--output-dir", theirs, *flags)
+        inference_basic_sd.main([str(part) for part in ("--model", model, *size, "--output-dir", theirs, *flags)])
         pairs = list(zip(read_all(ours), read_all(theirs), strict=True))
         for mine, other in pairs:
             assert mine.std() > LEAST_CONTRAST, "a picture of one colour proves nothing"
@@ -39,13 +45,37 @@ def test_the_demo_model(both, demo_artifact, demo_checkpoint, label):
 
 @pytest.mark.parametrize("label", SCHEDULERS)
 def test_v_prediction(both, v_artifact, v_checkpoint, label):
-    flags = ("--scheduler-label", label, "--steps", 20, "--seed", 1, "--num-images", 2, "--prompt", "a red circle")
+    flags = (
+        "--scheduler-label",
+        label,
+        "--steps",
+        20,
+        "--seed",
+        1,
+        "--num-images",
+        2,
+        "--prompt",
+        "a red circle",
+        *ONE_THREAD,
+    )
     assert_seeds_differ(both(v_artifact, v_checkpoint, *flags))
 
 
 @pytest.mark.parametrize("label", SCHEDULERS)
 def test_v_prediction_at_an_odd_size(both, v_odd_artifact, v_checkpoint, label):
-    flags = ("--scheduler-label", label, "--steps", 20, "--seed", 2**64 - 1, "--num-images", 2, "--prompt", "x")
+    flags = (
+        "--scheduler-label",
+        label,
+        "--steps",
+        20,
+        "--seed",
+        2**64 - 1,
+        "--num-images",
+        2,
+        "--prompt",
+        "x",
+        *ONE_THREAD,
+    )
     pairs = both(v_odd_artifact, v_checkpoint, *flags, size=("--height", 72, "--width", 104))
     assert pairs[0][0].shape == (72, 104, 3)
     assert_seeds_differ(pairs)
@@ -68,7 +98,7 @@ PROMPTS = {
 
 @pytest.mark.parametrize("case", PROMPTS)
 def test_prompts(both, v_artifact, v_checkpoint, case):
-    both(v_artifact, v_checkpoint, *PROMPTS[case], "--steps", 5, "--seed", 3)
+    both(v_artifact, v_checkpoint, *PROMPTS[case], "--steps", 5, "--seed", 3, *ONE_THREAD)
 
 
 def test_what_is_asked_shows(good_script, tiny_artifact, tmp_path):
