@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compiler.optimisations import enabled
+from compiler.staging import check_output
 from models.source import check_model
 from utils.config import BuildConfig
 
@@ -18,6 +19,7 @@ def build(config: BuildConfig) -> Path:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
     """
     enabled(config.disable)
+    check_output(config.output_dir)
     check_model(config.model)
     from compiler import builder
 

@@ -14,7 +14,8 @@ import tvm
 
 from compiler.native import Native, compile_component
 from compiler.optimisations import enabled
-from compiler.package import staged, write_component
+from compiler.package import write_component
+from compiler.staging import staged
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.trace import trace
 from compiler.verify import verify

@@ -1,11 +1,8 @@
-"""The files of an artifact: libraries, packed parameters, tokenizer; staged aside and renamed when all is well."""
+"""A component's files in the artifact: its library and its packed parameters."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,66 +11,9 @@ from tvm import relax
 
 from compiler.native import Native
 from compiler.trace import Traced
-from runtime.artifact import MANIFEST, Component, FunctionType, TensorType, describe
+from runtime.artifact import Component, FunctionType, TensorType, describe
 from runtime.parameters import write_parameters
-from utils.errors import UserError
 from utils.progress import progress
-
-
-def _is_running(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove what builds of this folder left that were killed; one that was killed while renaming is undone."""
-    for role in ("old", "partial"):
-        for path in target.parent.glob(f".{target.name}.{role}-*"):
-            if _is_running(path.name.rpartition("-")[2]):
-                continue
-            if role == "old" and not target.exists():
-                path.rename(target)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def staged(target: Path) -> Iterator[Path]:
-    """Give a temporary sibling of ``target`` to fill; when the block ends well it takes the place of ``target``.
-
-    When the block fails or is interrupted, the sibling is removed and ``target`` is as it was.
-
-    Raises:
-        UserError: ``target`` is a folder of something else, or nothing can be written there.
-    """
-    target = target.absolute()
-    if target.exists() and not target.is_dir():
-        raise UserError(f"--output-dir {target} is a file; choose a folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
-        raise UserError(f"--output-dir {target} is not empty and holds no artifact; choose another folder")
-    staging, old = (target.parent / f".{target.name}.{role}-{os.getpid()}" for role in ("partial", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        staging.mkdir()
-    except OSError as error:
-        raise UserError(f"--output-dir {target} can't be written: {error.strerror}") from None
-    try:
-        yield staging
-        if target.exists():
-            target.rename(old)
-        staging.rename(target)
-    except OSError as error:
-        raise UserError(f"--output-dir {target}: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for path in (staging, old):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _packed(

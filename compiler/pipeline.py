@@ -14,6 +14,7 @@ from compiler.passes.dispatch import Dispatch
 from compiler.passes.lift_packing import LiftPacking
 from compiler.passes.schedule import ScheduleRest
 from compiler.passes.simplify import Simplify
+from compiler.passes.sink_transposes import SinkTransposes
 from compiler.target import Cpu
 
 transform = relax.transform
@@ -35,6 +36,8 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         # Phase 1: the graph, in PyTorch's operators and layouts, becomes channels-last with nothing to undo.
         Step("graph", Simplify()),
         Step("graph", transform.ConvertLayout(CHANNELS_LAST), "layout"),
+        Step("graph", Simplify()),
+        Step("graph", SinkTransposes(), "layout"),
         Step("graph", Simplify()),
         Step("graph", transform.FoldConstant()),
         Step("graph", transform.EliminateCommonSubexpr()),

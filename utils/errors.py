@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 import sys
 from collections.abc import Callable, Iterable
 
@@ -33,9 +34,10 @@ def choose(flag: str, value: str, choices: Iterable[str]) -> str:
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Run a script's ``main`` on the command line's arguments and end the process.
 
-    The exit code is 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C. Anything else is a defect of
-    ours and shows its traceback.
+    The exit code is 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C or SIGTERM. Anything else is a
+    defect of ours and shows its traceback.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main(sys.argv[1:])
         if sys.stdout is not None:  # None: started with stdout closed

@@ -136,19 +136,24 @@ def _conv_shape(call: relax.Call) -> ConvShape:
 
 
 def _plan_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
-    data, weight = call.args
     shape = _conv_shape(call)
-    result = [shape.batch, *shape.result, shape.outputs]
     if shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
-        return _plan_multiply(data, weight, result, tail, machine)
+        output = [shape.batch, *shape.result, shape.outputs]
+        return _plan_multiply(call.args[0], call.args[1], output, tail, machine)
+    arguments = (shape, tuple(a.rows for a in tail.added), machine)
+    return Plan("conv2d", conv2d, arguments, _conv_operands(call, tail, machine), [shape.pixels, shape.outputs])
+
+
+def _conv_operands(call: relax.Call, tail: Tail, machine: Machine) -> Callable[[relax.BlockBuilder], list[relax.Expr]]:
+    """Pack in the same way for every algorithm, so that two functions of a component share the weight."""
+    data, weight = call.args
+    kh, kw, inputs, outputs = static_shape(weight)
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        taps = math.prod(shape.kernel) * shape.inputs
-        panels = _panels(builder, weight, taps, shape.outputs, machine.panel)
-        return [data, panels, *_matrices(builder, tail.added, shape.outputs)]
+        panels = _panels(builder, weight, kh * kw * inputs, outputs, machine.panel)
+        return [data, panels, *_matrices(builder, tail.added, outputs)]
 
-    arguments = (shape, tuple(a.rows for a in tail.added), machine)
-    return Plan("conv2d", conv2d, arguments, operands, [math.prod(result[:-1]), shape.outputs])
+    return operands
 
 
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
@@ -156,17 +161,10 @@ def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -
 
 
 def _plan_winograd(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
-    data, weight = call.args
     shape = _conv_shape(call)
     tile = cheapest_tile(shape, machine)
-
-    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        panels = shape.outputs // machine.panel
-        taps = builder.emit(relax.op.reshape(weight, [9, shape.inputs, panels, machine.panel]))
-        packed = builder.emit(relax.op.permute_dims(taps, [2, 1, 0, 3]))
-        return [data, packed, *_matrices(builder, tail.added, shape.outputs)]
-
     arguments = (shape, tuple(a.rows for a in tail.added), machine, tile)
+    operands = _conv_operands(call, tail, machine)
     return Plan(f"winograd_{tile}", winograd, arguments, operands, [shape.pixels, shape.outputs])
 
 

@@ -1,7 +1,7 @@
 """3x3 convolution by Winograd's minimal filtering F(m x m, 3 x 3), NHWC, float32, weights stored at their raw size.
 
 A tile of m x m outputs takes (m + 2)^2 multiplies a channel instead of 9 m^2. Weights are packed
-[CO / panel][CI][9][panel] and a block of them is transformed in cache on its way to the multiply: storing them
+as for direct convolution, and a block of them is transformed in cache on its way to the multiply: storing them
 transformed would take 4 times the memory for F(4 x 4), and transforming costs a few per cent when a group of tiles
 shares it. With many tiles a task is a group of tiles, whose transformed input stays in cache while all panels pass;
 with few, all tiles are one group and the tasks are the panels, so that each weight is read and transformed once.
@@ -78,7 +78,7 @@ class _Winograd:
         """Declare the arguments and share groups of tiles, or panels, among the cores."""
         s = self.shape
         self.x = argument("x", (s.batch, s.height, s.width, s.inputs))
-        self.w = argument("w", (self.panels, s.inputs, 9, self.machine.panel))
+        self.w = argument("w", (self.panels, 9 * s.inputs, self.machine.panel))
         self.epilogue.declare()
         self.y = argument("y", (s.pixels, s.outputs))
         transformed = (self.group, self.points, self.rows, s.inputs)
@@ -191,11 +191,13 @@ class _Winograd:
 
     def _weights(self, weights: Value, start: Value, length: int, panel: Value) -> None:
         """Write G g G^T of a block of channels of one panel."""
+        inputs = self.shape.inputs
         with T.serial(length) as k:
             with T.serial(self.machine.panel // self.v.lanes) as c:
                 lane = c * self.v.lanes
                 columns = [
-                    [T.bind(self.v.load(self.w, panel, start + k, y * 3 + x, lane)) for y in range(3)] for x in range(3)
+                    [T.bind(self.v.load(self.w, panel, (y * 3 + x) * inputs + start + k, lane)) for y in range(3)]
+                    for x in range(3)
                 ]
                 for y, values in enumerate(self._both_sides(self.g, columns)):
                     for x, value in enumerate(values):
@@ -280,6 +282,6 @@ def cheapest_tile(shape: ConvShape, machine: Machine) -> int | None:
 
 
 def winograd(shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int) -> tirx.PrimFunc:
-    """Return the convolution by F(m x m, 3 x 3) as a function of x [N, H, W, CI], w [CO / panel, CI, 9, panel], the
+    """Return the convolution by F(m x m, 3 x 3) as a function of x [N, H, W, CI], w [CO / panel, 9 CI, panel], the
     epilogue's operands and y [pixels, CO]."""
     return prim_func(_Winograd(shape, operand_rows, machine, m).body)

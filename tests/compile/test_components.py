@@ -45,9 +45,9 @@ def test_guided_is_twice_the_batch(checkpoints):
     assert latents == {"guided": (6, 4, 9, 13), "unguided": (3, 4, 9, 13)}
 
 
-@pytest.mark.parametrize(("name", "most"), [("unet", 2), ("text_encoder", 0)])
+@pytest.mark.parametrize(("name", "most"), [("unet", 2), ("vae_decoder", 1), ("text_encoder", 0)])
 def test_transposes_that_are_left(checkpoints, name, most):
-    """A UNet is transposed where it begins and where it ends, and nowhere inside; text never."""
+    """Pictures are transposed where a component begins and ends, and nowhere inside; text never."""
     component = part(checkpoints["tiny"], name, 64, 64)
     module = after(component, "dispatch")
     for function in component.functions:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, run_kernel
+from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, run_kernel
 
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.winograd import OUTPUT_TILES, cheapest_tile, matrices, winograd
@@ -18,8 +18,7 @@ def convolve(shape, operand_rows, machine_, tile, size=1.0, seed=0):
     x = (random.standard_normal((shape.batch, shape.height, shape.width, shape.inputs)) * size).astype(np.float32)
     w = random.standard_normal((3, 3, shape.inputs, shape.outputs)).astype(np.float32)
     added = [(random.standard_normal((rows, shape.outputs)) * size).astype(np.float32) for rows in operand_rows]
-    panels = shape.outputs // machine_.panel
-    packed = w.reshape(9, shape.inputs, panels, machine_.panel).transpose(2, 1, 0, 3)
+    packed = panels(w.reshape(-1, shape.outputs), machine_.panel)
     kernel = winograd(shape, operand_rows, machine_, tile)
     result = run_kernel(kernel, [x, packed, *added], (shape.pixels, shape.outputs))
     top, left, bottom, right = shape.padding

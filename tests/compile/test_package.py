@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
 
-from compiler.package import staged
+from compiler.staging import staged
 from runtime.parameters import ALIGNMENT, DTYPES, map_parameters, read_header, write_parameters
 from utils.errors import UserError
 

@@ -1,0 +1,77 @@
+"""An artifact is filled aside and takes its place by a rename: an interrupted build leaves the old one intact."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.artifact import MANIFEST
+from utils.errors import UserError
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what builds of this folder left that were killed; one that was killed while renaming is undone."""
+    for role in ("old", "partial"):
+        for path in target.parent.glob(f".{target.name}.{role}-*"):
+            if _is_running(path.name.rpartition("-")[2]):
+                continue
+            if role == "old" and not target.exists():
+                path.rename(target)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_output(target: Path) -> None:
+    """Refuse to replace what is no artifact.
+
+    Raises:
+        UserError: ``target`` is a file, or a folder with something else in it.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--output-dir {target} is a file; choose a folder")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise UserError(f"--output-dir {target} is not empty and holds no artifact; choose another folder")
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Give a temporary sibling of ``target`` to fill; when the block ends well it takes the place of ``target``.
+
+    When the block fails or is interrupted, the sibling is removed and ``target`` is as it was.
+
+    Raises:
+        UserError: ``target`` is a folder of something else, or nothing can be written there.
+    """
+    check_output(target)
+    target = target.absolute()
+    staging, old = (target.parent / f".{target.name}.{role}-{os.getpid()}" for role in ("partial", "old"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        staging.mkdir()
+    except OSError as error:
+        raise UserError(f"--output-dir {target} can't be written: {error.strerror}") from None
+    try:
+        yield staging
+        if target.exists():
+            target.rename(old)
+        staging.rename(target)
+    except OSError as error:
+        raise UserError(f"--output-dir {target}: {error.strerror or error}") from error
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for path in (staging, old):
+            shutil.rmtree(path, ignore_errors=True)
