@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from pictures import picture_psnr, read, read_all
 
-import inference_basic_sd
+from backends.baseline import run as run_baseline
+from utils.command_line import parse
+from utils.config import BaselineConfig
 
 FLOOR = 40  # dB
 SCHEDULERS = ("ddim", "pndm", "euler", "euler-ancestral", "dpmpp-2m")
@@ -14,15 +16,16 @@ LEAST_CONTRAST = 8  # standard deviation of 0 to 255: a picture that is not one 
 
 @pytest.fixture
 def both(good_script, tmp_path):
-    """Run both scripts with the same flags and return the pictures in pairs.
+    """Run both sides with the same flags and return the pictures in pairs.
 
-    The baseline runs in this process: its imports take longer than its pictures.
+    The baseline runs in this process as its script runs it: its imports take longer than its pictures.
     """
 
     def run(artifact, model, *flags, size=()):
         ours, theirs = tmp_path / "ours", tmp_path / "theirs"
         good_script("inference.py", "--artifacts-dir", artifact, "--output-dir", ours, *flags)
-        inference_basic_sd.main([str(part) for part in ("--model", model, *size, "--output-dir", theirs, *flags)])
+        baseline = [str(part) for part in ("--model", model, *size, "--output-dir", theirs, *flags)]
+        run_baseline(parse(BaselineConfig, baseline, "", ""))
         pairs = list(zip(read_all(ours), read_all(theirs), strict=True))
         for mine, other in pairs:
             assert mine.std() > LEAST_CONTRAST, "a picture of one colour proves nothing"
