@@ -34,9 +34,7 @@ def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
     """
     built_for = "cuda" if manifest.target.get("kind") == "cuda" else "cpu"
     if "cuda" in (flag, built_for) and not tvm.cuda().exist:
-        raise UserError(
-            f"--device {flag}: no CUDA device was found here; use an artifact built for the cpu"
-        )
+        raise UserError(f"--device {flag}: no CUDA device was found here; use an artifact built for the cpu")
     if flag not in ("auto", built_for):
         raise UserError(f"--device {flag}: this artifact was built for {built_for}; build with another --target")
     host = host_instruction_sets()
