@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed
 	$(BIN)/python build.py --output-dir artifacts
-	$(BIN)/python inference.py --artifacts-dir artifacts --output-dir outputs --seed 0
+	$(BIN)/python inference.py --artifacts-dir artifacts --output-dir outputs --seed 2
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
