@@ -59,6 +59,8 @@ def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
     _amend(temporary / "model_index.json", _default_prompt=prompt)
     # transformers 5 would load the stored precision while diffusers loads float32, and the two do not mix
     _amend(temporary / "text_encoder" / "config.json", dtype="float32")
+    for network in ("unet", "vae"):
+        _amend(temporary / network / "config.json")
     folder.mkdir(parents=True, exist_ok=True)
     for name in (*COMPONENTS, "model_index.json"):
         target = folder / name
@@ -69,7 +71,9 @@ def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
 
 
 def _amend(path: Path, **values: str) -> None:
+    """Set ``values`` in a JSON file, and take out where the weights came from, a path of this machine."""
     content = json.loads(path.read_text(encoding="utf-8")) | values
+    content.pop("_name_or_path", None)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
