@@ -13,23 +13,24 @@ class Architecture:
     """Widths of the three networks. ``size`` is the picture's side in pixels, a multiple of 8."""
 
     size: int = 128
-    vae: tuple[int, ...] = (16, 32, 64, 96)
-    vae_groups: int = 4
-    unet: tuple[int, ...] = (64, 128, 192)
-    heads: tuple[int, ...] = (2, 4, 6)
+    latent_channels: int = 8
+    vae: tuple[int, ...] = (32, 32, 64, 96)
+    vae_groups: int = 8
+    unet: tuple[int, ...] = (128, 192)
+    heads: tuple[int, ...] = (4, 6)
     unet_groups: int = 16
-    text_width: int = 192
+    text_width: int = 160
     text_layers: int = 3
-    text_heads: int = 6
+    text_heads: int = 5
 
     def autoencoder(self) -> AutoencoderKL:
-        """Return the variational autoencoder: [B,3,size,size] in [-1,1] <-> latents [B,4,size/8,size/8]."""
+        """Return the autoencoder: [B,3,size,size] in [-1,1] <-> latents [B,latent_channels,size/8,size/8]."""
         return AutoencoderKL(
             sample_size=self.size,
             block_out_channels=self.vae,
             down_block_types=["DownEncoderBlock2D"] * len(self.vae),
             up_block_types=["UpDecoderBlock2D"] * len(self.vae),
-            latent_channels=4,
+            latent_channels=self.latent_channels,
             layers_per_block=1,
             norm_num_groups=self.vae_groups,
         )
@@ -39,8 +40,8 @@ class Architecture:
         attending = len(self.unet) - 1
         return UNet2DConditionModel(
             sample_size=self.size // 8,
-            in_channels=4,
-            out_channels=4,
+            in_channels=self.latent_channels,
+            out_channels=self.latent_channels,
             block_out_channels=self.unet,
             down_block_types=["CrossAttnDownBlock2D"] * attending + ["DownBlock2D"],
             up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * attending,

@@ -23,7 +23,7 @@ CROPPED = 0.75  # share of the budget spent on crops of half the side: four time
 def autoencoder_loss(modules: dict[str, nn.Module], pictures: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Return L1 + 2 MSE of the reconstruction plus a little KL.
 
-    ``pictures``: float32 [B,3,H,W] from -1 to 1; ``noise``: float32 [B,4,H/8,W/8] from the normal distribution.
+    ``pictures``: float32 [B,3,H,W] from -1 to 1; ``noise``: float32 [B,C,H/8,W/8] from the normal distribution.
     """
     vae = modules["vae"]
     with torch.autocast("cpu", torch.bfloat16):
@@ -36,7 +36,7 @@ def autoencoder_loss(modules: dict[str, nn.Module], pictures: torch.Tensor, nois
 
 
 def encode(vae: AutoencoderKL, pixels: np.ndarray, workers: int = 1, batch: int = 16) -> torch.Tensor:
-    """Return the mean latents, unscaled, float32 [N,4,h,w], of uint8 pictures [N,H,W,3]."""
+    """Return the mean latents, unscaled, float32 [N,C,h,w], of uint8 pictures [N,H,W,3]."""
 
     def part(first: int) -> torch.Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -62,13 +62,15 @@ def _crop(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
     return picture[y : y + side, x : x + side]
 
 
-def draw_crops(pixels: np.ndarray, batch: int, seed: int, step: int, spent: float) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_crops(
+    pixels: np.ndarray, channels: int, batch: int, seed: int, step: int, spent: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the pictures of one step, or crops of them early on, and the noise for their latents."""
     rng = np.random.default_rng((seed, step))
     side = pixels.shape[1] // 2 if spent < CROPPED else pixels.shape[1]
     pictures = np.stack([_crop(pixels[rng.integers(len(pixels))], side, rng) for _ in range(batch)])
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-    return to_tensor(pictures), torch.randn(batch, 4, side // 8, side // 8, generator=generator)
+    return to_tensor(pictures), torch.randn(batch, channels, side // 8, side // 8, generator=generator)
 
 
 def train_autoencoder(
@@ -101,7 +103,7 @@ def train_autoencoder(
         grid(pairs, work / "autoencoder.png", 8)
         loss_curve(state.losses, work / "autoencoder_loss.png", "autoencoder")
 
-    batch_of = partial(draw_crops, pixels, batch, seed)
+    batch_of = partial(draw_crops, pixels, vae.config.latent_channels, batch, seed)
     fit(state, batch_of, autoencoder_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
     state.swap()
     return state

@@ -29,9 +29,7 @@ def pipeline(parts: Parts) -> StableDiffusionPipeline:
     guidance 7.5.
     """
     vae, text_encoder, unet, tokenizer = parts
-    scheduler = DDIMScheduler(
-        **NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False, prediction_type="epsilon"
-    )
+    scheduler = DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
     scheduler.register_to_config(skip_prk_steps=True)  # for those who choose PNDM
     return StableDiffusionPipeline(
         vae=vae,

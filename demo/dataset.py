@@ -33,7 +33,7 @@ COLOURS: dict[str, Colour] = {
     "white": (250, 250, 250),
 }
 RELATIONS = ("left of", "above", "on")
-RADII = {"small": 18.0, "": 31.0, "big": 46.0}  # half of a lone thing's side in pixels
+RADII = {"small": 22.0, "": 33.0, "big": 46.0}  # half of a lone thing's side in pixels
 INVISIBLE = {("black", "night"), ("white", "snow")}  # a colour that is lost before its background
 PLACES = {
     "sky": ("in the sky", "in the sky", "among the clouds"),
@@ -119,7 +119,7 @@ def _lone(rng: random.Random, size: str, background: str) -> tuple[float, float,
 
 def _pair(rng: random.Random, relation: str, names: tuple[str, str]) -> list[tuple[float, float, float]]:
     """Place two things in a relation: x, y and radius in pixels for each."""
-    radius = rng.uniform(21, 24)
+    radius = rng.uniform(25, 28)
     if relation == "left of":
         y = rng.uniform(58, 84)
         return [(rng.uniform(30, 38), y, radius), (rng.uniform(90, 98), y + rng.uniform(-3, 3), radius)]
@@ -127,7 +127,7 @@ def _pair(rng: random.Random, relation: str, names: tuple[str, str]) -> list[tup
     below = rng.uniform(92, 98)
     shift = rng.uniform(-3, 3)
     if relation == "above":
-        return [(x + shift, rng.uniform(28, 34), radius), (x, below, radius)]
+        return [(x + shift, rng.uniform(31, 36), radius), (x, below, radius)]
     top, bottom = below + extent(names[1])[0] * radius, extent(names[0])[1] * radius
     return [(x + shift, top - bottom + 2, radius), (x, below, radius)]
 

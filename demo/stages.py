@@ -58,7 +58,7 @@ def _autoencoder_stage(config: TrainConfig, architecture: Architecture, pixels: 
 
 
 def _latents(config: TrainConfig, vae: AutoencoderKL, pixels: np.ndarray) -> torch.Tensor:
-    """Return scaled latents, float16 [N,4,h,w], and put the factor that gives them a deviation of 1 into ``vae``."""
+    """Return scaled latents, float16 [N,C,h,w], and put the factor that gives them a deviation of 1 into ``vae``."""
     path = config.work / "latents.safetensors"
     wanted = {"scenes": str(len(pixels)), "seed": str(config.seed)}
     if path.exists():

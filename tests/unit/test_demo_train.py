@@ -28,7 +28,16 @@ from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = Architecture(
-    size=32, vae=(8, 8, 8, 8), unet=(16, 32), heads=(1, 2), unet_groups=8, text_width=16, text_layers=1, text_heads=2
+    size=32,
+    latent_channels=4,
+    vae=(8, 8, 8, 8),
+    vae_groups=4,
+    unet=(16, 32),
+    heads=(1, 2),
+    unet_groups=8,
+    text_width=16,
+    text_layers=1,
+    text_heads=2,
 )
 
 
