@@ -9,12 +9,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from demo.diffusion import NOISE
+from demo.diffusion import ddim
+from demo.saving import beside
 from utils.errors import UserError
 
 DEFAULT_PROMPT = "a red circle on a blue background"
@@ -22,15 +23,16 @@ COMPONENTS = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
 Parts = tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel, CLIPTokenizer]
 
 
-def pipeline(parts: Parts) -> StableDiffusionPipeline:
+def pipeline(parts: Parts, scheduler: SchedulerMixin | None = None) -> StableDiffusionPipeline:
     """Return diffusers' pipeline over ``parts``.
 
-    Its scheduler is DDIM with the settings of Stable Diffusion 1.5, whose own, PNDM, goes astray here at 20 steps and
-    guidance 7.5.
+    Where no scheduler is given, it is DDIM with the settings of Stable Diffusion 1.5, whose own, PNDM, goes astray here
+    at 20 steps and guidance 7.5.
     """
     vae, text_encoder, unet, tokenizer = parts
-    scheduler = DDIMScheduler(**NOISE, clip_sample=False, steps_offset=1, set_alpha_to_one=False)
-    scheduler.register_to_config(skip_prk_steps=True)  # for those who choose PNDM
+    if scheduler is None:
+        scheduler = ddim()
+        scheduler.register_to_config(skip_prk_steps=True)  # for those who choose PNDM
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
@@ -43,29 +45,31 @@ def pipeline(parts: Parts) -> StableDiffusionPipeline:
     )
 
 
-def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT) -> None:
+def export(parts: Parts, folder: Path, prompt: str = DEFAULT_PROMPT, scheduler: SchedulerMixin | None = None) -> None:
     """Write ``parts`` as half-precision safetensors to ``folder``, replacing the components that are there.
 
-    All is written beside its place first, then renamed, so that an interruption leaves no file half-written.
+    All is written beside its place first, then renamed, so that an interruption or a full disk leaves no file
+    half-written. ``prompt`` becomes the checkpoint's example; ``scheduler``: see ``pipeline``.
+
+    Raises:
+        UserError: the folder can't be written; what it held before is intact.
     """
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
     halves = (*(nn.Module.to(copy.deepcopy(part), torch.float16) for part in parts[:3]), parts[3])
     halves[2].set_attn_processor(AttnProcessor2_0())
-    pipeline(halves).save_pretrained(temporary, safe_serialization=True)
-    shutil.copytree(parts[3].name_or_path, temporary / "tokenizer", dirs_exist_ok=True)
-    _amend(temporary / "model_index.json", _default_prompt=prompt)
-    # transformers 5 would load the stored precision while diffusers loads float32, and the two do not mix
-    _amend(temporary / "text_encoder" / "config.json", dtype="float32")
-    for network in ("unet", "vae"):
-        _amend(temporary / network / "config.json")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (*COMPONENTS, "model_index.json"):
-        target = folder / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(temporary / name, target)
-    shutil.rmtree(temporary)
+    with beside(folder) as temporary:
+        pipeline(halves, scheduler).save_pretrained(temporary, safe_serialization=True)
+        shutil.copytree(parts[3].name_or_path, temporary / "tokenizer", dirs_exist_ok=True)
+        _amend(temporary / "model_index.json", _default_prompt=prompt)
+        # transformers 5 would load the stored precision while diffusers loads float32, and the two do not mix
+        _amend(temporary / "text_encoder" / "config.json", dtype="float32")
+        for network in ("unet", "vae"):
+            _amend(temporary / network / "config.json")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (*COMPONENTS, "model_index.json"):
+            target = folder / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(temporary / name, target)
 
 
 def _amend(path: Path, **values: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ NOISE = {
 }
 DROPOUT = 0.1  # share of captions replaced by nothing, for classifier-free guidance
 GAMMA = 5.0  # Min-SNR weighting (Hang et al. 2023, section 3.4) with one added: more weight where shapes are decided
+FEW_TOKENS = 1024  # so few that attention with stored scores trains faster on a CPU than the fused kind
 PAIRS = (0.1, 0.3)  # share of scenes with two things in a batch: at first, and from half of the budget on
 PROMPTS = (
     "a red circle on a blue background",
@@ -53,25 +55,30 @@ class Captioned:
     """The training set as stage two sees it: scaled latents, token ids, and which scenes hold two things."""
 
     latents: torch.Tensor  # float16 [N,C,h,w], of standard deviation 1
-    ids: torch.Tensor  # int16 [N,77]
-    pairs: np.ndarray  # bool [N]
+    ids: torch.Tensor  # int16 or int32 [N,77]
+    pairs: np.ndarray | None = None  # bool [N]; None: all pictures are drawn alike
 
 
 def tokenise(tokenizer: PreTrainedTokenizerBase, captions: Sequence[str]) -> torch.Tensor:
     """Return int64 ids [B,77], padded as Stable Diffusion pads."""
+    length = tokenizer.model_max_length
     return tokenizer(
-        list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids
 
 
-def signal_levels() -> torch.Tensor:
-    """Return the cumulative product of alphas, float32 [1000]."""
-    betas = torch.linspace(NOISE["beta_start"] ** 0.5, NOISE["beta_end"] ** 0.5, NOISE["num_train_timesteps"]) ** 2
-    return torch.cumprod(1 - betas, dim=0)
+def ddim(config: Mapping[str, Any] = NOISE) -> DDIMScheduler:
+    """Return DDIM with the noise levels and the prediction type of a checkpoint's scheduler config."""
+    return DDIMScheduler.from_config({"set_alpha_to_one": False, "steps_offset": 1, **config}, clip_sample=False)
 
 
 def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Generator) -> np.ndarray:
-    """Return indices of ``batch`` scenes: mostly lone things at first, more pairs once half the budget is spent."""
+    """Return indices of ``batch`` scenes: mostly lone things at first, more pairs once half the budget is spent.
+
+    Where ``data`` knows of no pairs, none comes twice before each has come once.
+    """
+    if data.pairs is None:
+        return np.resize(rng.permutation(len(data.latents)), batch)
     share = PAIRS[0] + (PAIRS[1] - PAIRS[0]) * min(1.0, max(0.0, 4 * spent - 1))
     lone, pair = np.flatnonzero(~data.pairs), np.flatnonzero(data.pairs)
     count = min(round(batch * share), batch - 1)
@@ -79,52 +86,68 @@ def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Gener
 
 
 def draw_batch(
-    data: Captioned, nothing: torch.Tensor, batch: int, seed: int, step: int, spent: float
+    data: Captioned, nothing: torch.Tensor, batch: int, levels: int, seed: int, step: int, spent: float
 ) -> tuple[torch.Tensor, ...]:
-    """Return latents, ids (some of them those of ``nothing``, the empty caption), noise and timesteps of one step."""
+    """Return latents, ids (some of them those of ``nothing``, the empty caption), noise and timesteps of one step.
+
+    Timesteps are drawn from 0 to ``levels`` - 1.
+    """
     rng = np.random.default_rng((seed, step))
     chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
     dropped = torch.from_numpy(rng.random(batch) < DROPOUT)[:, None]
     ids = torch.where(dropped, nothing, data.ids[chosen].long())
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
-    timesteps = torch.randint(0, NOISE["num_train_timesteps"], (batch,), generator=generator)
+    timesteps = torch.randint(0, levels, (batch,), generator=generator)
     return data.latents[chosen].float(), ids, noise, timesteps
 
 
+def _target(
+    scheduler: DDIMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the UNet is to predict, [B,C,h,w], and the weight of its squared error, [B]."""
+    level = scheduler.alphas_cumprod[timesteps]
+    snr = level / (1 - level)
+    if scheduler.config.prediction_type == "epsilon":
+        return noise, (GAMMA / snr).clamp(max=1)
+    weight = 1 + snr.clamp(max=GAMMA)  # of the error in the latents
+    if scheduler.config.prediction_type == "sample":
+        return latents, weight / (1 + GAMMA)
+    return scheduler.get_velocity(latents, noise, timesteps), weight / (1 + snr)
+
+
 def denoising_loss(
+    scheduler: DDIMScheduler,
     modules: dict[str, nn.Module],
     latents: torch.Tensor,
     ids: torch.Tensor,
     noise: torch.Tensor,
     timesteps: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the weighted squared error of the predicted velocity (Salimans and Ho 2022, appendix D).
+    """Return the weighted squared error of what the UNet predicts: noise, latents or the velocity between them.
 
-    ``latents`` and ``noise``: float32 [B,C,h,w]; ``ids``: int64 [B,77]; ``timesteps``: int64 [B], 0 to 999.
+    The velocity is that of Salimans and Ho 2022, appendix D. ``latents`` and ``noise``: float32 [B,C,h,w]; ``ids``:
+    int64 [B,77]; ``timesteps``: int64 [B], from 0.
     """
-    level = signal_levels()[timesteps].view(-1, 1, 1, 1)
-    noisy = level.sqrt() * latents + (1 - level).sqrt() * noise
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target, weight = _target(scheduler, latents, noise, timesteps)
     with torch.autocast("cpu", torch.bfloat16):
         context = modules["text_encoder"](ids).last_hidden_state
         predicted = modules["unet"](noisy, timesteps, context, return_dict=False)[0]
-    velocity = level.sqrt() * noise - (1 - level).sqrt() * latents
-    snr = (level / (1 - level)).flatten()
-    error = ((predicted.float() - velocity) ** 2).mean(dim=(1, 2, 3))
-    return (error * (1 + snr.clamp(max=GAMMA)) / (1 + snr)).mean()
+    return (((predicted.float() - target) ** 2).mean(dim=(1, 2, 3)) * weight).mean()
 
 
 @torch.no_grad()
 def sample(
     parts: tuple[AutoencoderKL, CLIPTextModel, UNet2DConditionModel, PreTrainedTokenizerBase],
     prompts: Sequence[str],
+    scheduler: DDIMScheduler,
     steps: int = 20,
     guidance: float = 5.0,
     seed: int = 0,
 ) -> np.ndarray:
-    """Draw each prompt with DDIM; returns uint8 [B,H,W,3]."""
+    """Draw each prompt with ``scheduler``; returns uint8 [B,H,W,3]."""
     vae, text_encoder, unet, tokenizer = parts
-    scheduler = DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     scheduler.set_timesteps(steps)
     side = unet.config.sample_size
     latents = torch.randn(
@@ -154,16 +177,21 @@ def train_diffusion(
     workers: int = 1,
     every_minutes: float = 4.0,
     keep: Callable[[], None] = lambda: None,
+    scheduler: DDIMScheduler | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    origin: str = "",
 ) -> State:
     """Train the UNet and the text encoder together; leaves the mean weights in them and returns the state.
 
-    ``keep`` is called at each checkpoint, with the mean weights in place.
+    At each checkpoint ``prompts`` are drawn and ``keep`` is called, both with the mean weights in place. ``scheduler``
+    tells the noise and what is predicted, the demo model's own by default. ``origin``: see ``State``.
     """
+    scheduler = ddim() if scheduler is None else scheduler
     _, text_encoder, unet, tokenizer = parts
-    # at so few tokens, attention with stored scores trains faster on a CPU than the fused kind
-    unet.set_attn_processor(AttnProcessor())
+    if data.latents[0, 0].numel() <= FEW_TOKENS:
+        unet.set_attn_processor(AttnProcessor())
     text_encoder.set_attn_implementation("eager")
-    state = State({"unet": unet, "text_encoder": text_encoder})
+    state = State({"unet": unet, "text_encoder": text_encoder}, origin=origin)
     path = work / "diffusion.safetensors"
     if resume and path.exists():
         state.load(path)
@@ -172,14 +200,15 @@ def train_diffusion(
     def checkpoint(state: State) -> None:
         state.save(path)
         state.swap()
-        pictures = sample(parts, PROMPTS)
+        pictures = sample(parts, prompts, scheduler)
         keep()
         state.swap()
-        grid(pictures, work / "samples.png", 4, PROMPTS)
+        grid(pictures, work / "samples.png", 4, prompts)
         loss_curve(state.losses, work / "diffusion_loss.png", "diffusion")
         print(f"diffusion: {state.step} steps, samples drawn", file=sys.stderr, flush=True)
 
-    batch_of = partial(draw_batch, data, nothing, batch, seed)
-    fit(state, batch_of, denoising_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
+    batch_of = partial(draw_batch, data, nothing, batch, scheduler.config.num_train_timesteps, seed)
+    loss_of = partial(denoising_loss, scheduler)
+    fit(state, batch_of, loss_of, Schedule(rate), budget, checkpoint, workers, every_minutes)
     state.swap()
     return state

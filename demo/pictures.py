@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from demo.dataset import make_scene, render
+from demo.saving import replacing
 
 MIX = {"pairs": 0.35, "plain": 0.4, "sized": 0.4}  # shares of the training stream, see dataset.make_scene
 CHUNK = 250
@@ -28,17 +29,18 @@ def scenes(path: Path, count: int, size: int, seed: int) -> np.ndarray:
     """Return the training scenes as uint8 [count,size,size,3], mapped from ``path``, drawn first if need be."""
     if path.exists() and np.load(path, mmap_mode="r").shape == (count, size, size, 3):
         return np.load(path, mmap_mode="r")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)).flush()
-    tasks = [(str(temporary), count, size, seed, first) for first in range(0, count, CHUNK)]
-    if len(tasks) == 1:
-        _draw_chunk(tasks[0])
-    else:
-        with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(tasks))) as pool:
-            for _ in pool.imap_unordered(_draw_chunk, tasks):
-                pass
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=(count, size, size, 3)).flush()
+        if hasattr(os, "posix_fallocate"):  # a disk that fills under a mapped file would kill the process
+            with temporary.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
+        tasks = [(str(temporary), count, size, seed, first) for first in range(0, count, CHUNK)]
+        if len(tasks) == 1:
+            _draw_chunk(tasks[0])
+        else:
+            with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, len(tasks))) as pool:
+                for _ in pool.imap_unordered(_draw_chunk, tasks):
+                    pass
     return np.load(path, mmap_mode="r")
 
 
@@ -65,9 +67,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def save_atomically(image: Image.Image, path: Path) -> None:
     """Write a PNG whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    image.save(temporary, "PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        image.save(temporary, "PNG")
 
 
 def grid(pixels: np.ndarray, path: Path, columns: int, labels: Sequence[str] = ()) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from demo.config import TrainConfig
 from demo.dataset import make_scene, vocabulary
 from demo.diffusion import Captioned, tokenise, train_diffusion
 from demo.pictures import MIX, held_out, scenes
+from demo.saving import replacing
 from demo.tokenizer import write_tokenizer
 from demo.training import Budget
 from utils.errors import UserError
@@ -52,9 +52,11 @@ def _autoencoder_stage(config: TrainConfig, architecture: Architecture, pixels: 
         seed=config.seed,
         resume=config.resume,
         workers=config.worker_count(),
+        every_minutes=config.checkpoint_minutes,
     )
     (config.work / "latents.safetensors").unlink(missing_ok=True)
-    vae.save_pretrained(config.work / "vae")
+    with replacing(config.work / "vae") as temporary:
+        vae.save_pretrained(temporary)
 
 
 def _latents(config: TrainConfig, vae: AutoencoderKL, pixels: np.ndarray) -> torch.Tensor:
@@ -70,9 +72,8 @@ def _latents(config: TrainConfig, vae: AutoencoderKL, pixels: np.ndarray) -> tor
     latents = encode(vae, pixels, config.worker_count())
     factor = 1 / latents.std().item()
     latents = (latents * factor).half().contiguous()
-    temporary = path.with_suffix(".partial")
-    save_file({"latents": latents}, temporary, {**wanted, "factor": json.dumps(factor)})
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file({"latents": latents}, temporary, {**wanted, "factor": json.dumps(factor)})
     vae.register_to_config(scaling_factor=factor)
     return latents
 
@@ -87,7 +88,8 @@ def _start(config: TrainConfig, architecture: Architecture) -> Parts:
         folder = config.output / "vae"
     if not folder.is_dir():
         raise UserError(f"{config.work}: no autoencoder to build on; run --stage autoencoder first")
-    write_tokenizer(vocabulary(), config.work / "tokenizer")
+    with replacing(config.work / "tokenizer") as temporary:
+        write_tokenizer(vocabulary(), temporary)
     tokenizer = CLIPTokenizer.from_pretrained(config.work / "tokenizer")
     vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
     return vae, architecture.text_encoder(len(tokenizer)), architecture.denoiser(), tokenizer
@@ -109,6 +111,7 @@ def _diffusion_stage(config: TrainConfig, architecture: Architecture, pixels: np
         seed=config.seed,
         resume=config.resume,
         workers=config.worker_count(),
+        every_minutes=config.checkpoint_minutes,
         keep=lambda: export(parts, config.work / "preliminary"),
     )
     export(parts, config.output)

@@ -1,4 +1,4 @@
-"""Train the demo checkpoint from nothing, on scenes that are drawn here."""
+"""Train the demo checkpoint from nothing, on scenes that are drawn here, or fine-tune a checkpoint on your pictures."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from utils.errors import run_script
 EXAMPLES = """
   python demo/train.py --autoencoder-minutes 25 --minutes 60
   python demo/train.py --stage diffusion --minutes 150 --resume
+  python demo/train.py --finetune-from demo/checkpoint --images my-pictures --output mine --steps 400
 """
 # glibc returns each large tensor to the system and fetches the next one anew: half of the time of a step
 ALLOCATOR = {
@@ -34,9 +35,14 @@ def keep_memory() -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Parse the flags and train."""
+    """Parse the flags and train or fine-tune."""
     config = parse(TrainConfig, argv, __doc__ or "", EXAMPLES)
     keep_memory()
+    if config.finetune_from is not None:
+        from demo.finetune import finetune
+
+        finetune(config)
+        return
     from demo.architecture import Architecture
     from demo.stages import train
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from demo.saving import replacing
 from utils.errors import UserError
 from utils.units import seconds
 
 REPORT_EVERY = 50  # steps
+REPORT_SECONDS = 60.0
 LossOf = Callable[..., torch.Tensor]
 
 
@@ -58,11 +59,11 @@ class State:
     """Everything that a stage needs to go on: weights, their running mean, the optimiser, and the losses so far.
 
     The running mean is exponential, of decay min(``decay``, (1 + step) / (10 + step)), so that the random start is
-    soon forgotten.
+    soon forgotten. ``origin`` names what the training began with; a state of another one is not gone on from.
     """
 
-    def __init__(self, modules: dict[str, nn.Module], decay: float = 0.999):
-        self.modules, self._decay = modules, decay
+    def __init__(self, modules: dict[str, nn.Module], decay: float = 0.999, origin: str = ""):
+        self.modules, self._decay, self.origin = modules, decay, origin
         self.parameters = {f"{n}.{k}": p for n, m in modules.items() for k, p in m.named_parameters()}
         self.mean = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimiser = torch.optim.AdamW(
@@ -88,7 +89,10 @@ class State:
             parameter.data, self.mean[name] = self.mean[name], parameter.data
 
     def save(self, path: Path) -> None:
-        """Write the state to ``path`` (safetensors); an interruption leaves the file before it intact."""
+        """Write the state to ``path`` (safetensors).
+
+        An interruption leaves the file before it intact, and so does a full disk, which is a UserError.
+        """
         tensors = {f"weight/{n}": p.detach() for n, p in self.parameters.items()}
         tensors |= {f"mean/{n}": p for n, p in self.mean.items()}
         for name, parameter in self.parameters.items():
@@ -96,20 +100,21 @@ class State:
                 tensors[f"adam/{key}/{name}"] = value
         tensors = {name: value.contiguous() for name, value in tensors.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float32)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        save_file(tensors, temporary, {"progress": json.dumps({"step": self.step, "elapsed": self.elapsed})})
-        os.replace(temporary, path)
+        progress = {"step": self.step, "elapsed": self.elapsed, "origin": self.origin}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"progress": json.dumps(progress)})
 
     def load(self, path: Path) -> None:
         """Go on from what ``save`` wrote.
 
         Raises:
-            UserError: the file is damaged, or of another architecture.
+            UserError: the file is damaged, of another architecture, or of a training that began with something else.
         """
         try:
             with safe_open(path, "pt") as file:
                 progress = json.loads(file.metadata()["progress"])
+                if progress.get("origin", "") != self.origin:
+                    raise UserError(f"{path}: the state of another training; leave --resume out to start anew")
                 for name, parameter in self.parameters.items():
                     parameter.data.copy_(file.get_tensor(f"weight/{name}"))
                     self.mean[name].copy_(file.get_tensor(f"mean/{name}"))
@@ -179,7 +184,7 @@ def fit(
         workers: threads that share a batch.
 
     Raises:
-        FloatingPointError: the loss is no finite number any more.
+        UserError: the loss is no finite number any more.
     """
     with one_thread_an_operator():
         _loop(state, Workers(state.modules, workers), batch_of, loss_of, schedule, budget, checkpoint, every_minutes)
@@ -206,17 +211,18 @@ def _loop(
     checkpoint: Callable[[State], None],
     every_minutes: float,
 ) -> None:
-    start = saved = time.monotonic()
+    start = saved = reported = time.monotonic()
     before = state.elapsed
     while (spent := budget.spent(state.step, state.elapsed)) < 1:
         state.losses.append(team.backward(loss_of, batch_of(state.step, spent)))
         if not math.isfinite(state.losses[-1]):
-            raise FloatingPointError(f"the loss of step {state.step} is {state.losses[-1]}; lower the learning rate")
+            raise UserError(f"the loss of step {state.step} is {state.losses[-1]}; lower --learning-rate")
         state.update(schedule.rate(spent))
         now = time.monotonic()
         state.elapsed = before + now - start
-        if state.step % REPORT_EVERY == 0:
+        if state.step % REPORT_EVERY == 0 or now - reported > REPORT_SECONDS:
             _report(state, budget)
+            reported = now
         if now - saved > 60 * every_minutes:
             checkpoint(state)
             saved = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from demo.autoencoder import encode, reconstruct, train_autoencoder
 from demo.checkpoint import load
 from demo.config import TrainConfig
 from demo.dataset import make_scene, vocabulary
-from demo.diffusion import Captioned, choose_batch, denoising_loss, signal_levels, tokenise, train_diffusion
+from demo.diffusion import Captioned, choose_batch, ddim, denoising_loss, tokenise, train_diffusion
 from demo.pictures import MIX, held_out, psnr, scenes, to_pixels, to_tensor
 from demo.stages import train
 from demo.tokenizer import write_tokenizer
@@ -137,7 +138,7 @@ def test_workers_find_the_gradients_of_the_whole_batch(tokenizer_folder):
     batch = (data.latents.float(), data.ids.long(), torch.randn(5, 4, 4, 4), torch.randint(0, 1000, (5,)))
     found = []
     for count in (1, 2, 3):
-        loss = Workers(modules, count).backward(denoising_loss, batch)
+        loss = Workers(modules, count).backward(partial(denoising_loss, ddim()), batch)
         found.append((loss, [p.grad.clone() for m in modules.values() for p in m.parameters() if p.grad is not None]))
         for module in modules.values():
             module.zero_grad()
@@ -159,7 +160,7 @@ def test_a_state_of_another_architecture_is_refused_by_name(tmp_path):
 
 
 def test_noise_levels_are_stable_diffusions():
-    levels = signal_levels()
+    levels = ddim().alphas_cumprod
     assert levels[0] == pytest.approx(0.99915, abs=1e-5) and levels[-1] == pytest.approx(0.00466, abs=1e-5)
 
 
