@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
-from utils.cpu import host_instruction_sets, instruction_sets, physical_cores
+from utils.cpu import host_instruction_sets, instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError, choose
 
 KINDS = ("auto", "llvm", "cuda")
+TILES = ("amx-tile", "amx-bf16")  # LLVM's names
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Cpu:
 
 
 def _host() -> dict:
-    return {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": physical_cores()}
+    options = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": physical_cores()}
+    if permit_tiles():  # LLVM may take the CPU for an older one
+        options["mattr"] = [f"+{feature}" for feature in TILES]
+    return options
 
 
 def resolve_target(text: str) -> Cpu:
@@ -55,7 +59,8 @@ def resolve_target(text: str) -> Cpu:
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)}
     lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
     many = "avx512f" in features or "neon" in features
-    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"])))
+    tiles = lanes == 16 and features.issuperset(TILES)
+    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), tiles=tiles))
 
 
 def require_runs_here(cpu: Cpu) -> None:

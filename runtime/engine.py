@@ -11,7 +11,7 @@ from tvm import relax
 
 from runtime.artifact import Artifact, Manifest
 from runtime.parameters import map_parameters
-from utils.cpu import host_instruction_sets, physical_cores
+from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError
 
 
@@ -41,6 +41,8 @@ def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
     missing = sorted(set(manifest.cpu_features) - set(host)) if host is not None else []
     if missing:
         raise UserError(f"this CPU lacks {', '.join(missing)}, which the artifact needs; build it on this machine")
+    if "amxtile" in manifest.cpu_features and not permit_tiles():
+        raise UserError("the system does not permit AMX, which the artifact needs; build it on this machine")
     return tvm.device(built_for)
 
 

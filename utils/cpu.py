@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA = 158, 0x1023, 18  # x86-64 Linux
 INSTRUCTION_SETS = re.compile(r"avx.*|fma|f16c|amx.*|neon|sve.*|dotprod|fullfp16|bf16|i8mm")
 LLVM_NAMES = {"asimd": "neon", "asimddp": "dotprod", "asimdhp": "fullfp16"}  # by Linux's names
 
@@ -45,6 +47,16 @@ def instruction_sets(features: list[str]) -> list[str]:
     """Keep the vector instruction sets among ``features``, spelt in one way."""
     named = (LLVM_NAMES.get(feature, feature) for feature in features)
     return sorted({normalise(name) for name in named if INSTRUCTION_SETS.fullmatch(name)})
+
+
+def permit_tiles() -> bool:
+    """Ask the system to let this process use AMX's tile registers, and tell whether CPU and system agree.
+
+    Source: Linux, Documentation/arch/x86/xstate.rst.
+    """
+    if {"amxtile", "amxbf16"} - set(host_instruction_sets() or []):
+        return False
+    return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
 
 
 def host_instruction_sets() -> list[str] | None:

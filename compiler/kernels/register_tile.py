@@ -16,12 +16,17 @@ UNROLL = 4  # steps of the reduction written out
 
 @dataclass(frozen=True)
 class Machine:
-    """What a kernel needs to know of the CPU: float32 lanes, vector registers, cores, bytes of second-level cache."""
+    """What a kernel needs to know of the CPU.
+
+    float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, and whether there are
+    AMX's tile registers with bfloat16 products.
+    """
 
     lanes: int
     registers: int
     cores: int
     cache: int = 1 << 20
+    tiles: bool = False
 
     @property
     def rows(self) -> int:
@@ -63,22 +68,25 @@ class RegisterTile:
         Channels beyond the last one are the panel's padding and are dropped. A gated panel holds a vector of values and
         one of gates, and gives one vector.
         """
-        width = self.columns[-1] + self.v.lanes
         for row in range(rows):
-            index = row_index(row)
-            values = [self.v.load(self.accumulators, row, c) for c in self.columns]
-            if epilogue.activation == GEGLU:
-                first = panel * self.v.lanes
-                (value,) = epilogue.finish(self.v, values, index, [first, first + epilogue.channels // 2])
-                self.v.store(output, value, index, first)
-            elif epilogue.channels % width == 0:
-                channels = [panel * width + c for c in self.columns]
-                for value, channel in zip(epilogue.finish(self.v, values, index, channels), channels, strict=True):
-                    self.v.store(output, value, index, channel)
-            else:
-                self._write_tail(row, index, output, panel * width, epilogue)
+            self.write_row(row, row_index(row), output, panel, epilogue)
 
-    def _write_tail(self, row: int, index: Value, output: Value, first: Value, epilogue: Epilogue) -> None:
+    def write_row(self, row: Value, index: Value, output: Value, panel: Value, epilogue: Epilogue) -> None:
+        """Finish one row of the tile and store it as row ``index`` of ``output``."""
+        width = self.columns[-1] + self.v.lanes
+        values = [self.v.load(self.accumulators, row, c) for c in self.columns]
+        if epilogue.activation == GEGLU:
+            first = panel * self.v.lanes
+            (value,) = epilogue.finish(self.v, values, index, [first, first + epilogue.channels // 2])
+            self.v.store(output, value, index, first)
+        elif epilogue.channels % width == 0:
+            channels = [panel * width + c for c in self.columns]
+            for value, channel in zip(epilogue.finish(self.v, values, index, channels), channels, strict=True):
+                self.v.store(output, value, index, channel)
+        else:
+            self._write_tail(row, index, output, panel * width, epilogue)
+
+    def _write_tail(self, row: Value, index: Value, output: Value, first: Value, epilogue: Epilogue) -> None:
         scalar = Vectors(1)
         with T.serial(T.min(self.columns[-1] + self.v.lanes, epilogue.channels - first)) as c:
             (value,) = epilogue.finish(scalar, [self.accumulators[row, c]], index, [first + c])

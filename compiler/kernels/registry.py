@@ -18,6 +18,8 @@ from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.tile_conv2d import accepts as fills_tiles
+from compiler.kernels.tile_conv2d import tile_conv2d
 from compiler.kernels.winograd import cheapest_tile, winograd
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
@@ -53,13 +55,13 @@ class Tail:
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel in the registry.
+    """A kernel in the registry, used while all of ``optimisations`` are on.
 
     ``accepts`` looks at a call and at the machine; ``plan`` makes the kernel's call. ``adds`` and ``activations`` tell
     what of a tail the kernel takes; activations only where the optimisation ``fuses`` is on.
     """
 
-    optimisation: str
+    optimisations: tuple[str, ...]
     operator: str
     accepts: Callable[[relax.Call, IsWeight, Machine], bool]
     plan: Callable[[relax.Call, Tail, Machine], Plan]
@@ -110,6 +112,32 @@ def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], tail
     return Plan("matmul", matmul, arguments, operands, [rows, outputs // 2 if gated else outputs])
 
 
+def _matmul_shape(call: relax.Call) -> ConvShape:
+    """Return a multiply as the convolution of a picture one pixel wide."""
+    data, weight = call.args
+    *leading, inputs = static_shape(data)
+    return ConvShape(1, math.prod(leading), 1, inputs, static_shape(weight)[-1], (1, 1), (1, 1), (0, 0, 0, 0))
+
+
+def _accepts_tile_matmul(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_matmul(call, is_weight, machine) and fills_tiles(_matmul_shape(call), machine)
+
+
+def _plan_tile_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+    return _tiled("tile_matmul", _plan_matmul(call, tail, machine), _matmul_shape(call), tail, machine)
+
+
+def _tiled(name: str, plan: Plan, shape: ConvShape, tail: Tail, machine: Machine) -> Plan:
+    """Return ``plan`` with the kernel in tile registers, which packs weights in the same way."""
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        data, *others = plan.operands(builder)
+        return [builder.emit(relax.op.reshape(data, [shape.batch, shape.height, shape.width, shape.inputs])), *others]
+
+    arguments = (shape, tuple(a.rows for a in tail.added), machine, tail.activation)
+    return Plan(name, tile_conv2d, arguments, operands, plan.output)
+
+
 def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
     data, weight = call.args
     return is_weight(weight) and len(static_shape(weight)) == 2 and _is_float32(data, weight)
@@ -154,6 +182,14 @@ def _conv_operands(call: relax.Call, tail: Tail, machine: Machine) -> Callable[[
         return [data, panels, *_matrices(builder, tail.added, outputs)]
 
     return operands
+
+
+def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and fills_tiles(_conv_shape(call), machine)
+
+
+def _plan_tile_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+    return _tiled("tile_conv2d", _plan_conv2d(call, tail, machine), _conv_shape(call), tail, machine)
 
 
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
@@ -224,7 +260,16 @@ def _plan_layer_norm(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
 
 REGISTRY = (
     Entry(
-        "packed_weights",
+        ("split_float32", "packed_weights"),
+        "relax.matmul",
+        _accepts_tile_matmul,
+        _plan_tile_matmul,
+        adds=True,
+        activations=("silu", "gelu", GEGLU),
+        fuses="fused_gelu",
+    ),
+    Entry(
+        ("packed_weights",),
         "relax.matmul",
         _accepts_matmul,
         _plan_matmul,
@@ -232,18 +277,19 @@ REGISTRY = (
         activations=("silu", "gelu", GEGLU),
         fuses="fused_gelu",
     ),
-    Entry("winograd", "relax.nn.conv2d", _accepts_winograd, _plan_winograd, adds=True),
-    Entry("packed_weights", "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
-    Entry("flash_attention", "relax.nn.attention", _accepts_attention, _plan_attention),
+    Entry(("split_float32", "packed_weights"), "relax.nn.conv2d", _accepts_tile_conv2d, _plan_tile_conv2d, adds=True),
+    Entry(("winograd",), "relax.nn.conv2d", _accepts_winograd, _plan_winograd, adds=True),
+    Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
+    Entry(("flash_attention",), "relax.nn.attention", _accepts_attention, _plan_attention),
     Entry(
-        "fused_groupnorm",
+        ("fused_groupnorm",),
         "relax.nn.group_norm",
         _accepts_group_norm,
         _plan_group_norm,
         activations=("silu",),
         fuses="fused_groupnorm",
     ),
-    Entry("fused_layernorm", "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
+    Entry(("fused_layernorm",), "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
 )
 
 
@@ -252,6 +298,7 @@ def find(call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, 
     if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
         return None
     for entry in REGISTRY:
-        if call.op.name == entry.operator and on[entry.optimisation] and entry.accepts(call, is_weight, machine):
+        wanted = call.op.name == entry.operator and all(on[name] for name in entry.optimisations)
+        if wanted and entry.accepts(call, is_weight, machine):
             return entry
     return None

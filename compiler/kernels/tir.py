@@ -44,6 +44,11 @@ def local(*shape: int) -> Value:
     return T.alloc_buffer(shape, "float32", scope="local", layout=None)
 
 
+def scratch(shape: Sequence[int], dtype: str = "float32") -> Value:
+    """Allocate memory of a parallel task, too large for the stack; its contents are undefined."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="global", layout=None)
+
+
 class Vectors:
     """Loads, stores and arithmetic on vectors of ``lanes`` float32; one lane is a scalar."""
 

@@ -1,0 +1,186 @@
+"""Convolution and matrix multiply in tile registers: float32 split into bfloat16 terms on the way to the multiply.
+
+A task takes a stripe of the result's rows and a range of panels. It splits its part of the input, padding included,
+into the second cache level as words [channel block][pixel][16], so that 16 neighbouring pixels are one tile for every
+tap of the kernel. The result is computed on rows as wide as the padded input, and the columns beyond the real width
+are dropped. A chunk of a panel's weights is split into the first cache level and meets all pixels of the stripe there.
+Where the channels of a stripe exceed the cache they are taken in groups, and the sums of all panels wait in memory.
+A multiply is the convolution of a picture one pixel wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tvm.tirx.script.builder.ir as T
+from tvm import tirx
+
+from compiler.kernels import amx
+from compiler.kernels.conv2d import ConvShape
+from compiler.kernels.epilogue import GEGLU, Epilogue
+from compiler.kernels.register_tile import Machine, RegisterTile
+from compiler.kernels.split import BLOCK, WORDS, split
+from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
+
+CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
+STRIPE = 512  # pixels of a stripe that pay for splitting the weights anew
+ROWS = 4  # rows of a stripe at least: it also splits the rows that its kernel overlaps with
+WORD_BYTES = 4
+
+
+def even(count: int, limit: int) -> int:
+    """Return the size of parts, each of at most ``limit``, that divide ``count`` as evenly as can be."""
+    return -(-count // -(-count // limit))
+
+
+def accepts(shape: ConvShape, machine: Machine) -> bool:
+    """Tell whether the kernel takes the convolution, and has enough rows to fill a tile."""
+    square = shape.stride[0] == shape.stride[1]
+    return machine.tiles and shape.inputs % BLOCK == 0 and square and shape.pixels >= amx.SIDE
+
+
+class _TileConv2d:
+    def __init__(
+        self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None, terms: int
+    ) -> None:
+        self.shape, self.machine, self.terms = shape, machine, terms
+        self.v = Vectors(machine.lanes)
+        self.stride = shape.stride[0]
+        self.taps = shape.kernel[0] * shape.kernel[1]
+        self.blocks = shape.inputs // BLOCK
+        self.panels = -(-shape.outputs // machine.panel)
+        self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs, activation)
+        self._share()
+
+    def _share(self) -> None:
+        """Decide on pictures and rows of a stripe, parts of the panels, and channel blocks of a group and a chunk."""
+        shape, cores = self.shape, self.machine.cores
+        (height, width), (_, padded) = shape.result, shape.padded
+        whole = shape.pixels <= STRIPE
+        self.pictures = shape.batch if whole else 1
+        self.rows = height if whole else even(height, max(ROWS, STRIPE // width))
+        self.stripes = 1 if whole else shape.batch * -(-height // self.rows)
+        self.parts = 1 if self.stripes >= cores else min(cores, self.panels)
+        self.needed = (self.rows - 1) * self.stride + shape.kernel[0]  # rows of the padded input
+        self.tiles = -(-((self.rows - 1) * padded + width) // amx.TILE)
+        block = self.pictures * self.needed * padded * WORDS * WORD_BYTES * self.terms
+        self.group = even(self.blocks, max(1, self.machine.cache // block))
+        self.groups = -(-self.blocks // self.group)
+        self.chunk = even(self.group, CHUNK)
+        self.each = -(-self.panels // self.parts)
+
+    def body(self) -> None:
+        """Declare the arguments and run a task for each stripe and part of the panels."""
+        shape, machine = self.shape, self.machine
+        self.x = argument("x", (shape.batch, shape.height, shape.width, shape.inputs))
+        self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
+        self.epilogue.declare()
+        gated = self.epilogue.activation == GEGLU
+        self.y = argument("y", (shape.pixels, shape.outputs // 2 if gated else shape.outputs))
+        with T.parallel(self.stripes * self.parts) as task:
+            stripe, part = T.floordiv(task, self.parts), T.floormod(task, self.parts)
+            stripes = -(-shape.result[0] // self.rows)
+            self.picture = 0 if self.pictures > 1 else T.floordiv(stripe, stripes)
+            self.first = T.floormod(stripe, stripes) * self.rows
+            self.count = T.min(self.rows, shape.result[0] - self.first)
+            self._allocate()
+            amx.configure()
+            with T.serial(self.groups) as group:
+                self._split_input(group)
+                with T.serial(part * self.each, T.min(self.panels, part * self.each + self.each)) as panel:
+                    kept = panel - part * self.each if self.groups > 1 else 0
+                    with T.serial(self.taps) as tap:
+                        with T.serial(-(-self.group // self.chunk)) as chunk:
+                            self._multiply(group, panel, kept, tap, chunk)
+            amx.release()
+
+    def _allocate(self) -> None:
+        pixels = self.pictures * self.needed * self.shape.padded[1] + amx.TILE * self.stride  # tiles reach over the end
+        sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * amx.TILE
+        self.left = [scratch((self.group, pixels, WORDS), "uint32") for _ in range(self.terms)]
+        self.right = [scratch((self.chunk, 2, WORDS, WORDS), "uint32") for _ in range(self.terms)]
+        self.sums = scratch((sums, amx.TILE))
+        self.registers = RegisterTile(self.machine, self.sums)
+
+    def _blocks(self, group: Value) -> Value:
+        return T.min(self.group, self.blocks - group * self.group) if self.blocks % self.group else self.group
+
+    def _split_input(self, group: Value) -> None:
+        """Split the group's channels of the rows that the stripe reads; padding is zero."""
+        shape, v = self.shape, self.v
+        top, left, _, _ = shape.padding
+        width = shape.padded[1]
+        with T.serial(self.pictures) as picture, T.serial(self.needed) as row, T.serial(width) as column:
+            pixel = (picture * self.needed + row) * width + column
+            y, x = self.first * self.stride + row - top, column - left
+            inside = T.And(T.And(y >= 0, y < shape.height), T.And(x >= 0, x < shape.width))
+            with T.serial(self._blocks(group)) as block:
+                with T.If(inside):
+                    with T.Then():
+                        channel = (group * self.group + block) * BLOCK
+                        pair = [v.load(self.x, self.picture + picture, y, x, channel + half) for half in (0, WORDS)]
+                        self._store_words(self.left, pair, block, pixel, 0)
+                    with T.Else():
+                        for words in self.left:
+                            T.buffer_store(words, T.broadcast(T.uint32(0), WORDS), [block, pixel, T.ramp(0, 1, WORDS)])
+
+    def _store_words(self, buffers: Sequence[Value], pair: Sequence[Value], *index: Value) -> None:
+        for words, value in zip(buffers, split(*pair, self.terms), strict=True):
+            self.v.store(words, value, *index)
+
+    def _multiply(self, group: Value, panel: Value, kept: Value, tap: Value, chunk: Value) -> None:
+        """Add one chunk of the reduction to the stripe's sums of a panel."""
+        length = T.min(self.chunk, self._blocks(group) - chunk * self.chunk)
+        start = (tap * self.blocks + group * self.group + chunk * self.chunk) * BLOCK
+        with T.serial(length) as block, T.serial(WORDS) as pair:
+            for side in range(2):
+                k = start + block * BLOCK + pair
+                both = [self.v.load(self.w, panel, k + half, side * WORDS) for half in (0, WORDS)]
+                self._store_words(self.right, both, block, side, pair, 0)
+        width = self.shape.padded[1]
+        used = (self.count - 1) * width + self.shape.result[1]  # pixels of a picture's stripe, dropped ones included
+        chunks = -(-self.group // self.chunk)
+        iteration = (group * self.taps + tap) * chunks + chunk
+        offset = T.floordiv(tap, self.shape.kernel[1]) * width + T.floormod(tap, self.shape.kernel[1])
+        with T.serial(self.pictures) as picture, T.serial(T.floordiv(used + amx.TILE - 1, amx.TILE)) as tile:
+            row = ((kept * self.pictures + picture) * self.tiles + tile) * amx.TILE
+            pixel = picture * self.needed * width + offset + tile * amx.TILE * self.stride
+            with T.If(used - tile * amx.TILE > amx.SIDE):
+                with T.Then():
+                    self._tile(2, iteration, row, chunk, length, pixel)
+                with T.Else():
+                    self._tile(1, iteration, row, chunk, length, pixel)
+            with T.If(iteration == self.groups * self.taps * chunks - 1):
+                with T.Then():
+                    self._write(panel, picture, tile * amx.TILE, row, used)
+
+    def _tile(self, rows: int, iteration: Value, row: Value, chunk: Value, length: Value, pixel: Value) -> None:
+        with T.If(iteration == 0):
+            with T.Then():
+                amx.clear(rows)
+            with T.Else():
+                amx.load(rows, self.sums, row)
+        with T.serial(length) as block:
+            left = [chunk * self.chunk + block, pixel]
+            amx.multiply(rows, self.left, left, self.right, block, self.stride)
+        amx.store(rows, self.sums, row)
+
+    def _write(self, panel: Value, picture: Value, start: Value, row: Value, used: Value) -> None:
+        """Finish a tile's rows that belong to real pixels."""
+        (height, width), (_, padded) = self.shape.result, self.shape.padded
+        with T.serial(T.min(amx.TILE, used - start)) as index:
+            y, x = T.floordiv(start + index, padded), T.floormod(start + index, padded)
+            with T.If(x < width):
+                with T.Then():
+                    pixel = ((self.picture + picture) * height + self.first + y) * width + x
+                    self.registers.write_row(row + index, pixel, self.y, panel, self.epilogue)
+
+
+def tile_conv2d(
+    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None, terms: int = 2
+) -> tirx.PrimFunc:
+    """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO].
+
+    ``terms`` is 2 for float32's accuracy (three products of bfloat16 numbers) or 1 for bfloat16's.
+    """
+    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, terms).body)
