@@ -26,7 +26,6 @@ from runtime.engine import Engine, set_num_threads
 from utils import units
 from utils.config import BuildConfig
 
-DTYPE = "float32"
 VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
 
 
@@ -52,7 +51,7 @@ def _manifest(
             default_prompt=checkpoint.default_prompt,
             target={str(key): cpu.target.attrs[key] for key in ("mcpu",) if key in cpu.target.attrs} | {"kind": "llvm"},
             cpu_features=cpu.features,
-            dtype=DTYPE,
+            dtype=config.dtype,
             height=size[0],
             width=size[1],
             batch_size=config.batch_size,
@@ -62,7 +61,7 @@ def _manifest(
             scheduler=checkpoint.scheduler_config,
             tokenizer=tokenizer,
             components=built,
-            optimisations=enabled(config.disable),
+            optimisations=enabled(config.disable, config.dtype),
             versions={name: version(name) for name in VERSIONS},
             build_seconds=round(seconds, 1),
         )
@@ -75,7 +74,7 @@ def _compile(component: Component, cpu: Cpu, config: BuildConfig, folder: Path) 
     traced = trace(component)
     traced_seconds = time.perf_counter() - start
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
-    native = compile_component(traced, cpu, enabled(config.disable), debug_dir)
+    native = compile_component(traced, cpu, enabled(config.disable, config.dtype), debug_dir)
     start = time.perf_counter()
     entry = write_component(traced, native, folder)
     written = units.seconds(time.perf_counter() - start)
@@ -88,9 +87,11 @@ def _compile(component: Component, cpu: Cpu, config: BuildConfig, folder: Path) 
     return entry, native
 
 
-def _verified(component: Component, entry: artifact.Component, native: Native, engine: Engine) -> artifact.Component:
+def _verified(
+    component: Component, entry: artifact.Component, native: Native, engine: Engine, dtype: str
+) -> artifact.Component:
     start = time.perf_counter()
-    parity = verify(component, engine, DTYPE)
+    parity = verify(component, engine, dtype)
     shares = _shares(parity.seconds, native.origins)
     print(
         f"{component.name}: verified in {units.seconds(time.perf_counter() - start)}: "
@@ -109,7 +110,7 @@ def build(config: BuildConfig) -> Path:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
     """
     start = time.perf_counter()
-    cpu = resolve_target(config.target)
+    cpu = resolve_target(config.target, config.dtype)
     require_runs_here(cpu)
     torch.set_num_threads(set_num_threads(config.num_threads))
     checkpoint = load_checkpoint(config.model)
@@ -129,7 +130,7 @@ def build(config: BuildConfig) -> Path:
         unverified = artifact.Artifact(folder)
         for part in parts:
             engine = Engine(unverified, part.name, tvm.cpu())
-            built[part.name] = _verified(part, built[part.name], natives[part.name], engine)
+            built[part.name] = _verified(part, built[part.name], natives[part.name], engine, config.dtype)
         artifact.write_manifest(make(built, time.perf_counter() - start), folder)
     total = sum(path.stat().st_size for path in config.output_dir.rglob("*") if path.is_file())
     print(f"saved {config.output_dir} ({units.size(total)}) in {units.seconds(time.perf_counter() - start)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.errors import choose
+from utils.errors import UserError, choose
 
 OPTIMISATIONS = {
     "layout": "channels-last convolutions and cancelled transposes",
@@ -16,13 +16,17 @@ OPTIMISATIONS = {
     "fused_gelu": "activations of a multiply computed in registers: GELU, GEGLU, SiLU",
 }
 ALL = "all"
+BFLOAT16_NEEDS = ("layout", "packed_weights", "split_float32")
 
 
-def enabled(disable: str) -> dict[str, bool]:
-    """Return which optimisations are on, given the value of --disable.
+def enabled(disable: str, dtype: str = "float32") -> dict[str, bool]:
+    """Return which optimisations are on, given the values of --disable and --dtype.
 
     Raises:
-        UserError: a name is unknown; the choices and the nearest are named.
+        UserError: a name is unknown (the choices and the nearest are named), or bfloat16 needs what is off.
     """
     names = {choose("--disable", name.strip(), [*OPTIMISATIONS, ALL]) for name in disable.split(",") if name.strip()}
-    return {name: name not in names and ALL not in names for name in OPTIMISATIONS}
+    on = {name: name not in names and ALL not in names for name in OPTIMISATIONS}
+    if dtype == "bfloat16" and not all(on[name] for name in BFLOAT16_NEEDS):
+        raise UserError(f"--disable {disable}: --dtype bfloat16 needs {' and '.join(BFLOAT16_NEEDS)}")
+    return on

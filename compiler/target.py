@@ -36,11 +36,11 @@ def _host() -> dict:
     return options
 
 
-def resolve_target(text: str) -> Cpu:
-    """Turn the value of --target into a CPU target.
+def resolve_target(text: str, dtype: str = "float32") -> Cpu:
+    """Turn the values of --target and --dtype into a CPU target.
 
     Raises:
-        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, or cuda.
+        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, cuda, or bfloat16 on a CPU without AMX.
     """
     if text.lstrip().startswith("{"):
         options = _parse_json(text)
@@ -60,7 +60,10 @@ def resolve_target(text: str) -> Cpu:
     lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
     many = "avx512f" in features or "neon" in features
     tiles = lanes == 16 and features.issuperset(TILES)
-    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), tiles=tiles))
+    if dtype == "bfloat16" and not tiles:
+        raise UserError("--dtype bfloat16: the target lacks AMX (amx-tile, amx-bf16); use --dtype float32")
+    parts = 1 if dtype == "bfloat16" else 2
+    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), tiles=tiles, parts=parts))
 
 
 def require_runs_here(cpu: Cpu) -> None:

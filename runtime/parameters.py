@@ -24,6 +24,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I64": np.dtype("int64"),
     "I32": np.dtype("int32"),
+    "U32": np.dtype("uint32"),
     "I8": np.dtype("int8"),
     "U8": np.dtype("uint8"),
 }

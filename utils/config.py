@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
+CPU_DTYPES = ("float32", "bfloat16")
 ATTENTIONS = ("math", "sdpa", "xformers")
 MAX_STEPS = 1000
 MAX_SIZE = 8192
@@ -60,6 +61,7 @@ class BuildConfig:
     width: int | None = flag(None, "width in pixels, a multiple of 8 (default: the checkpoint's own)")
     batch_size: int = flag(1, "pictures made by one call")
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
+    dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
 
@@ -67,6 +69,7 @@ class BuildConfig:
         _check_size("--height", self.height)
         _check_size("--width", self.width)
         _check_range("--batch-size", self.batch_size, 1, 64)
+        choose("--dtype", self.dtype, CPU_DTYPES)
         _check_range("--num-threads", self.num_threads, 1, 1024)
         _check_writable("--output-dir", self.output_dir)
 

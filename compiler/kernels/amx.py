@@ -73,26 +73,26 @@ def multiply(
     left: Sequence[Value],
     left_index: Sequence[Value],
     right: Sequence[Value],
-    right_index: Value,
+    right_index: Sequence[Value],
     stride: int = 1,
 ) -> None:
-    """Add one step: the products of every two terms but the smallest one.
+    """Add one step: the products of every two parts but those of the two low ones.
 
     Args:
         rows: blocks of rows, 1 or 2.
-        left: the terms' words [..., rows, 16]; ``left_index`` leads to the first row.
-        right: the terms' words [blocks, 2, 16, 16]; ``right_index`` is the block.
+        left: the parts' words [..., rows, 16]; ``left_index`` leads to the first row.
+        right: the parts' words [..., 2, 16, 16]; ``right_index`` leads to the block.
         stride: distance of two rows of the result in rows of the left words.
     """
     *outer, row = left_index
 
-    def load_left(term: int) -> None:
+    def load_left(part: int) -> None:
         for block in range(rows):
-            _load(4 + block, left[term], [*outer, row + block * SIDE * stride, 0], ROW_BYTES * stride)
+            _load(4 + block, left[part], [*outer, row + block * SIDE * stride, 0], ROW_BYTES * stride)
 
-    def load_right(term: int) -> None:
+    def load_right(part: int) -> None:
         for block in range(2):
-            _load(6 + block, right[term], [right_index, block, 0, 0])
+            _load(6 + block, right[part], [*right_index, block, 0, 0])
 
     def product() -> None:
         for index in range(2 * rows):

@@ -16,10 +16,10 @@ UNROLL = 4  # steps of the reduction written out
 
 @dataclass(frozen=True)
 class Machine:
-    """What a kernel needs to know of the CPU.
+    """What a kernel needs to know of the CPU, and how exactly it shall multiply.
 
-    float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, and whether there are
-    AMX's tile registers with bfloat16 products.
+    float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, whether there are AMX's
+    tile registers, and into how many bfloat16 parts these split a float32 number: 2 keep its accuracy, 1 does not.
     """
 
     lanes: int
@@ -27,6 +27,7 @@ class Machine:
     cores: int
     cache: int = 1 << 20
     tiles: bool = False
+    parts: int = 2
 
     @property
     def rows(self) -> int:

@@ -18,8 +18,9 @@ from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.split import BLOCK, WORDS
 from compiler.kernels.tile_conv2d import accepts as fills_tiles
-from compiler.kernels.tile_conv2d import tile_conv2d
+from compiler.kernels.tile_conv2d import pack_words, tile_conv2d
 from compiler.kernels.winograd import cheapest_tile, winograd
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
@@ -128,11 +129,20 @@ def _plan_tile_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
 
 
 def _tiled(name: str, plan: Plan, shape: ConvShape, tail: Tail, machine: Machine) -> Plan:
-    """Return ``plan`` with the kernel in tile registers, which packs weights in the same way."""
+    """Return ``plan`` with the kernel in tile registers.
+
+    It takes the same panels, and where one part is enough, words that are made of them: half the bytes.
+    """
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        data, *others = plan.operands(builder)
-        return [builder.emit(relax.op.reshape(data, [shape.batch, shape.height, shape.width, shape.inputs])), *others]
+        data, weight, *added = plan.operands(builder)
+        data = builder.emit(relax.op.reshape(data, [shape.batch, shape.height, shape.width, shape.inputs]))
+        if machine.parts == 1:
+            panels, rows, _ = static_shape(weight)
+            pack = builder.add_func(pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words"), "pack_words")
+            words = relax.TensorType([panels, rows // BLOCK, 2, WORDS, WORDS], "uint32")
+            weight = builder.emit(relax.call_tir(pack, [weight], words))
+        return [data, weight, *added]
 
     arguments = (shape, tuple(a.rows for a in tail.added), machine, tail.activation)
     return Plan(name, tile_conv2d, arguments, operands, plan.output)

@@ -31,14 +31,14 @@ def _paired(first: Value, second: Value) -> Value:
     return T.bitwise_or(T.shift_right(first, _all(16)), second)
 
 
-def split(first: Value, second: Value, terms: int) -> list[Value]:
-    """Pair two vectors of 16 float32 numbers; returns the word vectors of their high and, of two terms, low parts."""
+def split(first: Value, second: Value, parts: int) -> list[Value]:
+    """Pair two vectors of 16 float32 numbers; returns the word vectors of their high and, of 2 ``parts``, low ones."""
     high = [_rounded(value) for value in (first, second)]
     words = [_paired(*high)]
-    if terms > 1:
+    if parts > 1:
         rest = [
-            T.bind(value - T.reinterpret(f"float32x{WORDS}", part))
-            for value, part in zip((first, second), high, strict=True)
+            T.bind(value - T.reinterpret(f"float32x{WORDS}", rounded))
+            for value, rounded in zip((first, second), high, strict=True)
         ]
         words.append(_paired(*(_rounded(value) for value in rest)))
     return words

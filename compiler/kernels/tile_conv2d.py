@@ -5,6 +5,7 @@ into the second cache level as words [channel block][pixel][16], so that 16 neig
 tap of the kernel. The result is computed on rows as wide as the padded input, and the columns beyond the real width
 are dropped. A chunk of a panel's weights is split into the first cache level and meets all pixels of the stripe there.
 Where the channels of a stripe exceed the cache they are taken in groups, and the sums of all panels wait in memory.
+Where one bfloat16 part is enough, the weights are packed as words at build time.
 A multiply is the convolution of a picture one pixel wide.
 """
 
@@ -40,10 +41,8 @@ def accepts(shape: ConvShape, machine: Machine) -> bool:
 
 
 class _TileConv2d:
-    def __init__(
-        self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None, terms: int
-    ) -> None:
-        self.shape, self.machine, self.terms = shape, machine, terms
+    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None) -> None:
+        self.shape, self.machine, self.parts = shape, machine, machine.parts
         self.v = Vectors(machine.lanes)
         self.stride = shape.stride[0]
         self.taps = shape.kernel[0] * shape.kernel[1]
@@ -53,32 +52,35 @@ class _TileConv2d:
         self._share()
 
     def _share(self) -> None:
-        """Decide on pictures and rows of a stripe, parts of the panels, and channel blocks of a group and a chunk."""
+        """Decide on pictures and rows of a stripe, shares of the panels, and channel blocks of a group and a chunk."""
         shape, cores = self.shape, self.machine.cores
         (height, width), (_, padded) = shape.result, shape.padded
         whole = shape.pixels <= STRIPE
         self.pictures = shape.batch if whole else 1
         self.rows = height if whole else even(height, max(ROWS, STRIPE // width))
         self.stripes = 1 if whole else shape.batch * -(-height // self.rows)
-        self.parts = 1 if self.stripes >= cores else min(cores, self.panels)
+        self.shares = 1 if self.stripes >= cores else min(cores, self.panels)
         self.needed = (self.rows - 1) * self.stride + shape.kernel[0]  # rows of the padded input
         self.tiles = -(-((self.rows - 1) * padded + width) // amx.TILE)
-        block = self.pictures * self.needed * padded * WORDS * WORD_BYTES * self.terms
+        block = self.pictures * self.needed * padded * WORDS * WORD_BYTES * self.parts
         self.group = even(self.blocks, max(1, self.machine.cache // block))
         self.groups = -(-self.blocks // self.group)
         self.chunk = even(self.group, CHUNK)
-        self.each = -(-self.panels // self.parts)
+        self.each = -(-self.panels // self.shares)
 
     def body(self) -> None:
-        """Declare the arguments and run a task for each stripe and part of the panels."""
+        """Declare the arguments and run a task for each stripe and share of the panels."""
         shape, machine = self.shape, self.machine
         self.x = argument("x", (shape.batch, shape.height, shape.width, shape.inputs))
-        self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
+        if self.parts == 1:
+            self.w = argument("w", (self.panels, self.taps * self.blocks, 2, WORDS, WORDS), "uint32")
+        else:
+            self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
         self.epilogue.declare()
         gated = self.epilogue.activation == GEGLU
         self.y = argument("y", (shape.pixels, shape.outputs // 2 if gated else shape.outputs))
-        with T.parallel(self.stripes * self.parts) as task:
-            stripe, part = T.floordiv(task, self.parts), T.floormod(task, self.parts)
+        with T.parallel(self.stripes * self.shares) as task:
+            stripe, share = T.floordiv(task, self.shares), T.floormod(task, self.shares)
             stripes = -(-shape.result[0] // self.rows)
             self.picture = 0 if self.pictures > 1 else T.floordiv(stripe, stripes)
             self.first = T.floormod(stripe, stripes) * self.rows
@@ -87,8 +89,8 @@ class _TileConv2d:
             amx.configure()
             with T.serial(self.groups) as group:
                 self._split_input(group)
-                with T.serial(part * self.each, T.min(self.panels, part * self.each + self.each)) as panel:
-                    kept = panel - part * self.each if self.groups > 1 else 0
+                with T.serial(share * self.each, T.min(self.panels, share * self.each + self.each)) as panel:
+                    kept = panel - share * self.each if self.groups > 1 else 0
                     with T.serial(self.taps) as tap:
                         with T.serial(-(-self.group // self.chunk)) as chunk:
                             self._multiply(group, panel, kept, tap, chunk)
@@ -97,8 +99,11 @@ class _TileConv2d:
     def _allocate(self) -> None:
         pixels = self.pictures * self.needed * self.shape.padded[1] + amx.TILE * self.stride  # tiles reach over the end
         sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * amx.TILE
-        self.left = [scratch((self.group, pixels, WORDS), "uint32") for _ in range(self.terms)]
-        self.right = [scratch((self.chunk, 2, WORDS, WORDS), "uint32") for _ in range(self.terms)]
+        self.left = [scratch((self.group, pixels, WORDS), "uint32") for _ in range(self.parts)]
+        if self.parts == 1:
+            self.right = [self.w]
+        else:
+            self.right = [scratch((self.chunk, 2, WORDS, WORDS), "uint32") for _ in range(self.parts)]
         self.sums = scratch((sums, amx.TILE))
         self.registers = RegisterTile(self.machine, self.sums)
 
@@ -125,18 +130,16 @@ class _TileConv2d:
                             T.buffer_store(words, T.broadcast(T.uint32(0), WORDS), [block, pixel, T.ramp(0, 1, WORDS)])
 
     def _store_words(self, buffers: Sequence[Value], pair: Sequence[Value], *index: Value) -> None:
-        for words, value in zip(buffers, split(*pair, self.terms), strict=True):
+        for words, value in zip(buffers, split(pair[0], pair[1], self.parts), strict=True):
             self.v.store(words, value, *index)
 
     def _multiply(self, group: Value, panel: Value, kept: Value, tap: Value, chunk: Value) -> None:
         """Add one chunk of the reduction to the stripe's sums of a panel."""
         length = T.min(self.chunk, self._blocks(group) - chunk * self.chunk)
-        start = (tap * self.blocks + group * self.group + chunk * self.chunk) * BLOCK
-        with T.serial(length) as block, T.serial(WORDS) as pair:
-            for side in range(2):
-                k = start + block * BLOCK + pair
-                both = [self.v.load(self.w, panel, k + half, side * WORDS) for half in (0, WORDS)]
-                self._store_words(self.right, both, block, side, pair, 0)
+        start = tap * self.blocks + group * self.group + chunk * self.chunk
+        if self.parts > 1:
+            self._split_weights(panel, start, length)
+        right = [panel, start] if self.parts == 1 else [0]  # where the chunk's words are
         width = self.shape.padded[1]
         used = (self.count - 1) * width + self.shape.result[1]  # pixels of a picture's stripe, dropped ones included
         chunks = -(-self.group // self.chunk)
@@ -147,14 +150,31 @@ class _TileConv2d:
             pixel = picture * self.needed * width + offset + tile * amx.TILE * self.stride
             with T.If(used - tile * amx.TILE > amx.SIDE):
                 with T.Then():
-                    self._tile(2, iteration, row, chunk, length, pixel)
+                    self._tile(2, iteration, row, chunk, length, pixel, right)
                 with T.Else():
-                    self._tile(1, iteration, row, chunk, length, pixel)
+                    self._tile(1, iteration, row, chunk, length, pixel, right)
             with T.If(iteration == self.groups * self.taps * chunks - 1):
                 with T.Then():
                     self._write(panel, picture, tile * amx.TILE, row, used)
 
-    def _tile(self, rows: int, iteration: Value, row: Value, chunk: Value, length: Value, pixel: Value) -> None:
+    def _split_weights(self, panel: Value, start: Value, length: Value) -> None:
+        with T.serial(length) as block, T.serial(WORDS) as pair:
+            for side in range(2):
+                k = (start + block) * BLOCK + pair
+                both = [self.v.load(self.w, panel, k + half, side * WORDS) for half in (0, WORDS)]
+                self._store_words(self.right, both, block, side, pair, 0)
+
+    def _tile(
+        self,
+        rows: int,
+        iteration: Value,
+        row: Value,
+        chunk: Value,
+        length: Value,
+        pixel: Value,
+        right: Sequence[Value],
+    ) -> None:
+        *outer, first = right
         with T.If(iteration == 0):
             with T.Then():
                 amx.clear(rows)
@@ -162,7 +182,7 @@ class _TileConv2d:
                 amx.load(rows, self.sums, row)
         with T.serial(length) as block:
             left = [chunk * self.chunk + block, pixel]
-            amx.multiply(rows, self.left, left, self.right, block, self.stride)
+            amx.multiply(rows, self.left, left, self.right, [*outer, first + block], self.stride)
         amx.store(rows, self.sums, row)
 
     def _write(self, panel: Value, picture: Value, start: Value, row: Value, used: Value) -> None:
@@ -177,10 +197,25 @@ class _TileConv2d:
 
 
 def tile_conv2d(
-    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None, terms: int = 2
+    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None
 ) -> tirx.PrimFunc:
     """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO].
 
-    ``terms`` is 2 for float32's accuracy (three products of bfloat16 numbers) or 1 for bfloat16's.
+    w is in panels of float32, or of one part in what ``pack_words`` makes of them.
     """
-    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, terms).body)
+    return prim_func(_TileConv2d(shape, operand_rows, machine, activation).body)
+
+
+def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:
+    """Return the packing of panels [panels, rows, 32] as bfloat16 words [panels, rows / 32, 2, 16, 16]."""
+    v = Vectors(WORDS)
+
+    def body() -> None:
+        weight = argument("panels", (panels, rows, machine.panel))
+        words = argument("words", (panels, rows // BLOCK, 2, WORDS, WORDS), "uint32")
+        with T.parallel(panels) as panel, T.serial(rows // BLOCK) as block, T.serial(WORDS) as pair:
+            for side in range(2):
+                both = [v.load(weight, panel, block * BLOCK + pair + half, side * WORDS) for half in (0, WORDS)]
+                v.store(words, split(both[0], both[1], 1)[0], panel, block, side, pair, 0)
+
+    return prim_func(body)
