@@ -110,7 +110,7 @@ class TrainConfig:
                 raise UserError(f"{name} {folder}: no such folder")
         if self.output.resolve() == start.resolve():
             raise UserError(f"--output {self.output} is the checkpoint to begin with; name another folder")
-        for name, folder in (("--output", self.output), ("--work", self.finetuning)):
+        for name, folder in (("--work", self.work), ("--output", self.output)):
             parent = existing_parent(folder)
             if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
                 raise UserError(f"{name} {folder}: {parent} is no folder that can be written to")
