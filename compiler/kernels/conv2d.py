@@ -24,7 +24,11 @@ ENOUGH_PANELS = 8
 
 @dataclass(frozen=True)
 class ConvShape:
-    """Batch, input height, width and channels, output channels, kernel, stride, padding (top, left, bottom, right)."""
+    """Batch, input height, width and channels, output channels, kernel, stride, padding (top, left, bottom, right).
+
+    Where ``upsample`` is above 1, the input in memory is that many times smaller in both directions, and height and
+    width are those after nearest upsampling.
+    """
 
     batch: int
     height: int
@@ -34,6 +38,7 @@ class ConvShape:
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
+    upsample: int = 1
 
     @property
     def pixels(self) -> int:

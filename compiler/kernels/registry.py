@@ -47,27 +47,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Tail:
-    """What follows an operator and is done by its kernel: additions in order, then an activation."""
+class Fused:
+    """What a kernel does besides its operator: nearest upsampling before it, then additions in order, an activation."""
 
     added: Sequence[Added] = ()
     activation: str | None = None
+    upsample: int = 1
 
 
 @dataclass(frozen=True)
 class Entry:
     """A kernel in the registry, used while all of ``optimisations`` are on.
 
-    ``accepts`` looks at a call and at the machine; ``plan`` makes the kernel's call. ``adds`` and ``activations`` tell
-    what of a tail the kernel takes; activations only where the optimisation ``fuses`` is on.
+    ``accepts`` looks at a call and at the machine; ``plan`` makes the kernel's call. ``adds``, ``activations`` and
+    ``upsamples`` tell what the kernel can do besides; activations only where the optimisation ``fuses`` is on.
     """
 
     optimisations: tuple[str, ...]
     operator: str
     accepts: Callable[[relax.Call, IsWeight, Machine], bool]
-    plan: Callable[[relax.Call, Tail, Machine], Plan]
+    plan: Callable[[relax.Call, Fused, Machine], Plan]
     adds: bool = False
     activations: tuple[str, ...] = ()
+    upsamples: bool = False
     fuses: str = ""
 
 
@@ -97,19 +99,19 @@ def _matrices(builder: relax.BlockBuilder, added: Sequence[Added], channels: int
     return [builder.emit(relax.op.reshape(a.value, [a.rows, channels])) for a in added]
 
 
-def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], tail: Tail, machine: Machine) -> Plan:
+def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], fused: Fused, machine: Machine) -> Plan:
     rows, inputs, outputs = math.prod(output[:-1]), static_shape(data)[-1], output[-1]
-    gated = tail.activation == GEGLU
+    gated = fused.activation == GEGLU
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         pack, width = (_gated_panels, machine.lanes) if gated else (_panels, machine.panel)
         return [
             builder.emit(relax.op.reshape(data, [rows, inputs])),
             pack(builder, weight, inputs, outputs, width),
-            *_matrices(builder, tail.added, outputs),
+            *_matrices(builder, fused.added, outputs),
         ]
 
-    arguments = (rows, inputs, outputs, tuple(a.rows for a in tail.added), machine, tail.activation)
+    arguments = (rows, inputs, outputs, tuple(a.rows for a in fused.added), machine, fused.activation)
     return Plan("matmul", matmul, arguments, operands, [rows, outputs // 2 if gated else outputs])
 
 
@@ -124,11 +126,11 @@ def _accepts_tile_matmul(call: relax.Call, is_weight: IsWeight, machine: Machine
     return _accepts_matmul(call, is_weight, machine) and fills_tiles(_matmul_shape(call), machine)
 
 
-def _plan_tile_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
-    return _tiled("tile_matmul", _plan_matmul(call, tail, machine), _matmul_shape(call), tail, machine)
+def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    return _tiled("tile_matmul", _plan_matmul(call, fused, machine), _matmul_shape(call), fused, machine)
 
 
-def _tiled(name: str, plan: Plan, shape: ConvShape, tail: Tail, machine: Machine) -> Plan:
+def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machine) -> Plan:
     """Return ``plan`` with the kernel in tile registers.
 
     It takes the same panels, and where one part is enough, words that are made of them: half the bytes.
@@ -136,7 +138,8 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, tail: Tail, machine: Machine
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         data, weight, *added = plan.operands(builder)
-        data = builder.emit(relax.op.reshape(data, [shape.batch, shape.height, shape.width, shape.inputs]))
+        size = [shape.height // shape.upsample, shape.width // shape.upsample]
+        data = builder.emit(relax.op.reshape(data, [shape.batch, *size, shape.inputs]))
         if machine.parts == 1:
             panels, rows, _ = static_shape(weight)
             pack = builder.add_func(pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words"), "pack_words")
@@ -144,7 +147,7 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, tail: Tail, machine: Machine
             weight = builder.emit(relax.call_tir(pack, [weight], words))
         return [data, weight, *added]
 
-    arguments = (shape, tuple(a.rows for a in tail.added), machine, tail.activation)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation)
     return Plan(name, tile_conv2d, arguments, operands, plan.output)
 
 
@@ -153,10 +156,10 @@ def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) ->
     return is_weight(weight) and len(static_shape(weight)) == 2 and _is_float32(data, weight)
 
 
-def _plan_matmul(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+def _plan_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     data, weight = call.args
     output = [*static_shape(data)[:-1], static_shape(weight)[-1]]
-    return _plan_multiply(data, weight, output, tail, machine)
+    return _plan_multiply(data, weight, output, fused, machine)
 
 
 def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
@@ -166,30 +169,33 @@ def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) ->
     return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and _is_float32(*call.args)
 
 
-def _conv_shape(call: relax.Call) -> ConvShape:
+def _conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
     batch, height, width, inputs = static_shape(call.args[0])
+    height, width = height * upsample, width * upsample
     kh, kw, _, outputs = static_shape(call.args[1])
     stride, padding = (tuple(int(x) for x in values) for values in (call.attrs.strides, call.attrs.padding))
-    return ConvShape(batch, height, width, inputs, outputs, (kh, kw), stride, padding)
+    return ConvShape(batch, height, width, inputs, outputs, (kh, kw), stride, padding, upsample)
 
 
-def _plan_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
-    shape = _conv_shape(call)
+def _plan_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = _conv_shape(call, fused.upsample)
     if shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
         output = [shape.batch, *shape.result, shape.outputs]
-        return _plan_multiply(call.args[0], call.args[1], output, tail, machine)
-    arguments = (shape, tuple(a.rows for a in tail.added), machine)
-    return Plan("conv2d", conv2d, arguments, _conv_operands(call, tail, machine), [shape.pixels, shape.outputs])
+        return _plan_multiply(call.args[0], call.args[1], output, fused, machine)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine)
+    return Plan("conv2d", conv2d, arguments, _conv_operands(call, fused, machine), [shape.pixels, shape.outputs])
 
 
-def _conv_operands(call: relax.Call, tail: Tail, machine: Machine) -> Callable[[relax.BlockBuilder], list[relax.Expr]]:
+def _conv_operands(
+    call: relax.Call, fused: Fused, machine: Machine
+) -> Callable[[relax.BlockBuilder], list[relax.Expr]]:
     """Pack in the same way for every algorithm, so that two functions of a component share the weight."""
     data, weight = call.args
     kh, kw, inputs, outputs = static_shape(weight)
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         panels = _panels(builder, weight, kh * kw * inputs, outputs, machine.panel)
-        return [data, panels, *_matrices(builder, tail.added, outputs)]
+        return [data, panels, *_matrices(builder, fused.added, outputs)]
 
     return operands
 
@@ -198,19 +204,20 @@ def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine
     return _accepts_conv2d(call, is_weight, machine) and fills_tiles(_conv_shape(call), machine)
 
 
-def _plan_tile_conv2d(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
-    return _tiled("tile_conv2d", _plan_conv2d(call, tail, machine), _conv_shape(call), tail, machine)
+def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = _conv_shape(call, fused.upsample)
+    return _tiled("tile_conv2d", _plan_conv2d(call, fused, machine), shape, fused, machine)
 
 
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
     return _accepts_conv2d(call, is_weight, machine) and cheapest_tile(_conv_shape(call), machine) is not None
 
 
-def _plan_winograd(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     shape = _conv_shape(call)
     tile = cheapest_tile(shape, machine)
-    arguments = (shape, tuple(a.rows for a in tail.added), machine, tile)
-    operands = _conv_operands(call, tail, machine)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
+    operands = _conv_operands(call, fused, machine)
     return Plan(f"winograd_{tile}", winograd, arguments, operands, [shape.pixels, shape.outputs])
 
 
@@ -218,7 +225,7 @@ def _accepts_attention(call: relax.Call, _is_weight: IsWeight, _machine: Machine
     return call.attrs.window_size is None and _is_float32(*call.args)
 
 
-def _plan_attention(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
+def _plan_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
     query, key, value = call.args
     batch, queries, heads, size = static_shape(query)
     keys, value_size = static_shape(key)[1], static_shape(value)[-1]
@@ -237,7 +244,7 @@ def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machin
     return last and spatial and bool(call.attrs.center and call.attrs.scale) and _is_float32(*call.args)
 
 
-def _plan_group_norm(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
+def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     data, gamma, beta = call.args
     batch, *spatial, channels = static_shape(data)
     pixels = math.prod(spatial)
@@ -247,7 +254,7 @@ def _plan_group_norm(call: relax.Call, tail: Tail, machine: Machine) -> Plan:
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         return [builder.emit(relax.op.reshape(data, flat)), gamma, beta]
 
-    return Plan("group_norm", group_norm, (shape, tail.activation, machine), operands, flat)
+    return Plan("group_norm", group_norm, (shape, fused.activation, machine), operands, flat)
 
 
 def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
@@ -256,7 +263,7 @@ def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machin
     return plain and axes == [len(static_shape(call.args[0])) - 1]
 
 
-def _plan_layer_norm(call: relax.Call, _tail: Tail, machine: Machine) -> Plan:
+def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
     data, gamma, beta = call.args
     *leading, channels = static_shape(data)
     rows = math.prod(leading)
@@ -287,7 +294,14 @@ REGISTRY = (
         activations=("silu", "gelu", GEGLU),
         fuses="fused_gelu",
     ),
-    Entry(("split_float32", "packed_weights"), "relax.nn.conv2d", _accepts_tile_conv2d, _plan_tile_conv2d, adds=True),
+    Entry(
+        ("split_float32", "packed_weights"),
+        "relax.nn.conv2d",
+        _accepts_tile_conv2d,
+        _plan_tile_conv2d,
+        adds=True,
+        upsamples=True,
+    ),
     Entry(("winograd",), "relax.nn.conv2d", _accepts_winograd, _plan_winograd, adds=True),
     Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
     Entry(("flash_attention",), "relax.nn.attention", _accepts_attention, _plan_attention),

@@ -6,7 +6,7 @@ tap of the kernel. The result is computed on rows as wide as the padded input, a
 are dropped. A chunk of a panel's weights is split into the first cache level and meets all pixels of the stripe there.
 Where the channels of a stripe exceed the cache they are taken in groups, and the sums of all panels wait in memory.
 Where one bfloat16 part is enough, the weights are packed as words at build time.
-A multiply is the convolution of a picture one pixel wide.
+A multiply is the convolution of a picture one pixel wide. Nearest upsampling before a convolution is a way to read.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class _TileConv2d:
     def body(self) -> None:
         """Declare the arguments and run a task for each stripe and share of the panels."""
         shape, machine = self.shape, self.machine
-        self.x = argument("x", (shape.batch, shape.height, shape.width, shape.inputs))
+        size = (shape.height // shape.upsample, shape.width // shape.upsample)
+        self.x = argument("x", (shape.batch, *size, shape.inputs))
         if self.parts == 1:
             self.w = argument("w", (self.panels, self.taps * self.blocks, 2, WORDS, WORDS), "uint32")
         else:
@@ -111,7 +112,7 @@ class _TileConv2d:
         return T.min(self.group, self.blocks - group * self.group) if self.blocks % self.group else self.group
 
     def _split_input(self, group: Value) -> None:
-        """Split the group's channels of the rows that the stripe reads; padding is zero."""
+        """Split the group's channels of the rows that the stripe reads, upsampled; padding is zero."""
         shape, v = self.shape, self.v
         top, left, _, _ = shape.padding
         width = shape.padded[1]
@@ -123,7 +124,8 @@ class _TileConv2d:
                 with T.If(inside):
                     with T.Then():
                         channel = (group * self.group + block) * BLOCK
-                        pair = [v.load(self.x, self.picture + picture, y, x, channel + half) for half in (0, WORDS)]
+                        at = [self.picture + picture, *(T.floordiv(i, shape.upsample) for i in (y, x))]
+                        pair = [v.load(self.x, *at, channel + half) for half in (0, WORDS)]
                         self._store_words(self.left, pair, block, pixel, 0)
                     with T.Else():
                         for words in self.left:

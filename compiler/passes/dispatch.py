@@ -13,17 +13,18 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from compiler.graph import bindings, is_op, parameter_only, static_shape
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import KERNEL, Added, Entry, Plan, Tail, find
+from compiler.kernels.registry import KERNEL, Added, Entry, Fused, Plan, find
 
 
 @dataclass
 class _Match:
-    """An operator, its kernel, and the tail that the kernel takes: (addend, rows) in order, then an activation."""
+    """An operator, its kernel, and what the kernel does besides: (addend, rows) in order, an activation, upsampling."""
 
     call: relax.Call
     entry: Entry
     added: list[tuple[relax.Expr, int]] = field(default_factory=list)
     activation: str | None = None
+    upsample: int = 1
 
 
 def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
@@ -60,13 +61,29 @@ class _Matcher:
                 step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.machine, self.on
             )
             if entry is not None:
-                self.matches[step.var] = _Match(step.value, entry)
+                self.matches[step.var] = self._absorb_upsampling(_Match(step.value, entry))
             elif is_op(step.value, "relax.add"):
                 self._absorb_add(step)
             elif is_op(step.value, "relax.nn.silu") or is_op(step.value, "relax.nn.gelu"):
                 self._absorb_activation(step, step.value.args[0], step.value.op.name.rpartition(".")[2], [])
             elif is_op(step.value, "relax.multiply"):
                 self._absorb_geglu(step)
+
+    def _absorb_upsampling(self, match: _Match) -> _Match:
+        """Let the kernel read what is upsampled, if nobody else reads the result."""
+        data, *others = match.call.args
+        resize = self.values.get(data) if isinstance(data, relax.Var) else None
+        if not match.entry.upsamples or not is_op(resize, "relax.image.resize2d") or self.uses[data] != 1:
+            return match
+        attrs = resize.attrs
+        way = (str(attrs.layout), str(attrs.method), str(attrs.coordinate_transformation_mode))
+        (height, width), (tall, wide) = (static_shape(value)[1:3] for value in (resize.args[0], data))
+        factor = tall // height
+        if way != ("NHWC", "nearest_neighbor", "asymmetric") or (tall, wide) != (height * factor, width * factor):
+            return match
+        self.absorbed.add(data)
+        call = relax.Call(match.call.op, [resize.args[0], *others], match.call.attrs)
+        return _Match(call, match.entry, upsample=factor)
 
     def _open(self, result: relax.Expr) -> _Match | None:
         """Return the match that computes ``result`` if nobody else reads it and its tail can still grow."""
@@ -146,7 +163,7 @@ class _Dispatcher(PyExprMutator):
             return
         call = self.visit_expr_post_order(match.call)
         added = [Added(self.visit_expr(value), rows) for value, rows in match.added]
-        plan = match.entry.plan(call, Tail(added, match.activation), self.machine)
+        plan = match.entry.plan(call, Fused(added, match.activation, match.upsample), self.machine)
         kernel = self._kernel(plan)
         output = relax.TensorType(plan.output, "float32")
         result = self.builder_.emit(relax.call_tir(kernel, plan.operands(self.builder_), output))
