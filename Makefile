@@ -1,9 +1,10 @@
 # make demo: install, compile the demo model, draw a picture.  make test: install, check, test.
+# make bench: compare with diffusers, torch.compile and OpenVINO on this CPU.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python build.py --output-dir artifacts
@@ -17,6 +18,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(VENV)/.installed-bench
+	mkdir -p outputs
+	$(BIN)/python -m benchmarks.cpu --json outputs/benchmark.json
+
 $(VENV)/.installed: requirements.txt requirements-runtime.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -24,6 +29,10 @@ $(VENV)/.installed: requirements.txt requirements-runtime.txt
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@
 
 clean:

@@ -13,7 +13,7 @@ import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = {"build", "inference", "inference_basic_sd", "benchmark"}
-PACKAGES = {"models", "compiler", "runtime", "schedulers", "backends", "utils", "demo"}
+PACKAGES = {"models", "compiler", "runtime", "schedulers", "backends", "benchmarks", "utils", "demo"}
 TVM = {"tvm", "tvm_ffi"}
 TORCH = {"torch", "diffusers", "transformers", "tomesd"}
 TORCH_SIDE = {*TORCH, "numpy", "safetensors", "tokenizers", "huggingface_hub", "PIL"}
@@ -27,7 +27,8 @@ RULES = {
     "models": ({"utils"}, TORCH_SIDE),
     "compiler": ({"models", "runtime", "utils"}, {*TVM, "torch", "numpy", "safetensors", "ml_dtypes"}),
     "backends": ({"models", "runtime", "schedulers", "utils"}, ANY),
-    "demo": ({"models", "schedulers", "utils"}, TORCH_SIDE),
+    "demo": ({"backends", "models", "runtime", "schedulers", "utils"}, {*TORCH_SIDE, "torchmetrics"}),
+    "benchmarks": ({"backends", "runtime", "utils"}, set()),
     "build": ({"compiler", "utils"}, set()),
     "inference": ({"runtime", "utils"}, set()),
     "inference_basic_sd": ({"backends", "utils"}, set()),
@@ -119,6 +120,8 @@ def test_no_test_imports_a_script(path):
         ("utils", "from schedulers import create"),
         ("backends", "import compiler"),
         ("backends", "import benchmark"),
+        ("backends", "from benchmarks.workers import Worker"),
+        ("benchmarks", "import torch"),
         ("inference", "import torch"),
         ("inference", "from models import checkpoint"),
     ],

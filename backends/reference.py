@@ -1,0 +1,89 @@
+"""What every peer gets and what it is judged by: seeded inputs, and what diffusers makes of them in float32."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, INPUTS, PROMPT, REFERENCE, SEED, Settings
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.components import Component, components
+from utils.config import BaselineConfig
+
+
+def load_parts(settings: Settings) -> tuple[Checkpoint, dict[str, Component]]:
+    """Load the model, and its components for one picture of the size that is asked for.
+
+    Raises:
+        UserError: the model can't be loaded, or can't make this size.
+    """
+    checkpoint = load_checkpoint(settings.model)
+    return checkpoint, {part.name: part for part in components(checkpoint, *_size(settings, checkpoint), batch_size=1)}
+
+
+def _size(settings: Settings, checkpoint: Checkpoint) -> tuple[int, int]:
+    height = checkpoint.height if settings.height is None else settings.height
+    return height, checkpoint.width if settings.width is None else settings.width
+
+
+def make_references(settings: Settings, names: Sequence[str]) -> Settings:
+    """Store inputs and references of the components ``names``, unless they are there, in a folder of model and size.
+
+    Returns the settings with that folder and the size in pixels.
+
+    Raises:
+        UserError: the model can't be loaded, or can't make this size.
+    """
+    torch.set_num_threads(settings.num_threads)
+    checkpoint, parts = load_parts(settings)
+    height, width = _size(settings, checkpoint)
+    slug = re.sub(r"[^a-zA-Z0-9]+", "-", Path(checkpoint.name).name).strip("-")
+    folder = settings.folder / f"{slug}-{checkpoint.digest[:12]}-{width}x{height}"
+    settings = replace(settings, folder=folder, height=height, width=width, model_digest=checkpoint.digest)
+    for name in names:
+        path = settings.component_folder(name)
+        if (path / REFERENCE).is_file():
+            continue
+        path.mkdir(parents=True, exist_ok=True)
+        if name == COMMAND:
+            _save(path / REFERENCE, _picture(settings, checkpoint))
+        else:
+            _store_call(path, parts[name])
+    return settings
+
+
+def _store_call(folder: Path, part: Component) -> None:
+    (function,) = (function for function in part.functions if function.name == FUNCTIONS[part.name])
+    inputs: dict[str, Any] = {name: value.numpy() for name, value in function.inputs}
+    np.savez(folder / INPUTS, **inputs)
+    with torch.inference_mode():
+        _save(folder / REFERENCE, part.module(*(value for _, value in function.inputs)).numpy())
+
+
+def _picture(settings: Settings, checkpoint: Checkpoint) -> np.ndarray:
+    from backends.diffusers import DiffusersBackend
+
+    config = BaselineConfig(
+        model=settings.model,
+        device="cpu",
+        height=settings.height,
+        width=settings.width,
+        steps=settings.steps,
+        guidance_scale=GUIDANCE_SCALE,
+        num_threads=settings.num_threads,
+        output_dir=settings.folder,
+    )
+    return DiffusersBackend(config, checkpoint).generate(PROMPT, "", SEED).picture
+
+
+def _save(path: Path, value: np.ndarray) -> None:
+    """Write a .npy file that appears whole or not at all."""
+    temporary = path.with_name(f"partial-{path.name}")
+    np.save(temporary, value)
+    temporary.rename(path)

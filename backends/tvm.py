@@ -1,0 +1,105 @@
+"""This project: the artifact of build.py, through the engine that users run."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from backends.command import Command, run_python
+from backends.peer import COMMAND, FUNCTIONS, Peer
+from runtime.artifact import MANIFEST, Artifact
+from utils.config import ROOT
+from utils.errors import UserError
+
+SOURCES = ("compiler", "models", "runtime")
+
+
+class Tvm(Peer):
+    """A component of an artifact: the one that is given, else one that build.py makes."""
+
+    name = "tvm"
+
+    def convert(self, components: Sequence[str]) -> None:
+        """Build the artifact, unless one is given or there, and newer than the compiler's own files."""
+        if self.settings.artifacts_dir is None and not _is_fresh(self._folder):
+            self._build()
+        self._artifact()
+
+    def prepare(self, component: str) -> dict[str, float]:
+        """Load the component's library and map its parameters."""
+        artifact = self._artifact()
+        self.command = None
+        seconds = {"build": artifact.manifest.build_seconds}
+        if component == COMMAND:
+            arguments = ["inference.py", "--artifacts-dir", self._folder]
+            self.command = Command(arguments, self.settings, self.settings.output_folder(component, self.name))
+            return seconds
+        start = time.perf_counter()
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it
+        from runtime.engine import Engine, resolve_device, set_num_threads
+
+        device = resolve_device("cpu", artifact.manifest)
+        set_num_threads(self.settings.num_threads)
+        self.engine, self.function = Engine(artifact, component, device), FUNCTIONS[component]
+        return {**seconds, "load": time.perf_counter() - start}
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Call the component's function, or the whole command."""
+        if self.command is not None:
+            return self.command.run()
+        wanted = self.engine.description.functions[self.function].inputs
+        values = [inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in wanted]
+        return self.engine(self.function, *values).astype(np.float32, copy=False)
+
+    def peak_memory(self) -> int | None:
+        """Return the largest resident size so far, of the command where it is one."""
+        return super().peak_memory() if self.command is None else self.command.peak_memory()
+
+    @property
+    def _folder(self) -> Path:
+        given = self.settings.artifacts_dir
+        return self.settings.folder / f"artifact-{self.settings.dtype}" if given is None else given
+
+    def _artifact(self) -> Artifact:
+        """Return the artifact, which must be of the model, size and dtype that all peers run."""
+        artifact = Artifact(self._folder)
+        settings, manifest = self.settings, artifact.manifest
+        for what, found, wanted in (
+            ("dtype", manifest.dtype, settings.dtype),
+            ("height", manifest.height, settings.height),
+            ("width", manifest.width, settings.width),
+            ("batch size", manifest.batch_size, 1),
+            ("model", manifest.model_digest, settings.model_digest),
+        ):
+            if found != wanted:
+                raise UserError(f"the artifact has {what} {found}, not {wanted}")
+        return artifact
+
+    def _build(self) -> None:
+        settings = self.settings
+        flags: dict[str, object] = {
+            "--model": settings.model,
+            "--output-dir": self._folder,
+            "--height": settings.height,
+            "--width": settings.width,
+            "--num-threads": settings.num_threads,
+        }
+        if settings.dtype != "float32":
+            flags["--dtype"] = settings.dtype
+        try:
+            run_python(["build.py"], flags)
+        except UserError as error:
+            raise UserError(f"build.py: {error}") from None
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Return whether an artifact is there that no change of the sources has made old."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    newest = max(path.stat().st_mtime for name in SOURCES for path in (ROOT / name).rglob("*.py"))
+    return manifest.stat().st_mtime > newest

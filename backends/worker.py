@@ -1,0 +1,126 @@
+"""The process of one peer. It is told by lines on its stdin, and answers each with one line of JSON on its stdout.
+
+The first line is a job: ``{"task", "peer", "components", "settings"}``. The task ``reference`` stores inputs and
+references, ``convert`` what a peer keeps on disk; both end then. ``serve`` prepares one component and calls it once for
+each line ``run``, so that whoever asks decides whose turn it is. What libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from backends.peer import Peer, Settings, load
+from models.source import check_model
+from runtime.quality import psnr
+from utils.errors import UserError
+
+OUTPUT = "output.npy"
+SAMPLE_SECONDS = 0.2  # a call that is shorter is repeated for so long; the first one wakes the threads
+EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
+
+Answer = dict[str, Any]
+
+
+def reference(settings: Settings, components: list[str]) -> Answer:
+    """Make inputs and references. What can be refused without torch is refused before it is imported."""
+    check_model(settings.model)
+    from backends.reference import make_references
+
+    return {"settings": make_references(settings, components).to_json()}
+
+
+def convert(peer: Peer, components: list[str]) -> Answer:
+    """Put on disk what the peer prepares once."""
+    peer.convert(components)
+    return {}
+
+
+def sample(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Return seconds of a call and its result. Of a short one, the median of several after it."""
+    start = time.perf_counter()
+    result = call()
+    seconds = [time.perf_counter() - start]
+    if seconds[0] < SAMPLE_SECONDS:
+        end, seconds = start + seconds[0] + SAMPLE_SECONDS, []
+        while not seconds or time.perf_counter() < end:
+            start = time.perf_counter()
+            result = call()
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), result
+
+
+class Server:
+    """A peer with one component prepared."""
+
+    def __init__(self, peer: Peer, component: str) -> None:
+        self.peer, self.name = peer, f"{peer.name} {component}"
+        self.prepare_seconds = peer.prepare(component)
+        self.inputs, self.expected = peer.settings.inputs(component), peer.settings.reference(component)
+        self.folder = peer.settings.output_folder(component, peer.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> Answer:
+        """Call the component and keep what it returns.
+
+        Raises:
+            UserError: that is no result: NaN, Inf or another shape.
+        """
+        seconds, output = sample(lambda: self.peer.run(self.inputs))
+        quality = psnr(self.expected, output)
+        if quality == -math.inf:
+            raise UserError(f"{self.name}: the output has NaN or Inf, or not the shape of the reference")
+        np.save(self.folder / OUTPUT, output)
+        return {"seconds": seconds, "psnr": round(min(quality, EQUAL), 2), "peak_memory": self.peer.peak_memory()}
+
+
+def answers(lines: Iterable[str]) -> Iterable[Answer]:
+    """Do the job of the first line and yield the answer to it and to each line after.
+
+    Raises:
+        UserError: it can't be done; the reason.
+    """
+    lines = iter(lines)
+    job = json.loads(next(lines))
+    settings = Settings.from_json(job["settings"])
+    if job["task"] == "reference":
+        yield reference(settings, job["components"])
+        return
+    peer = load(job["peer"], settings)
+    if reason := peer.unavailable():
+        raise UserError(reason)
+    if job["task"] == "convert":
+        yield convert(peer, job["components"])
+        return
+    (component,) = job["components"]
+    server = Server(peer, component)
+    yield {"prepare_seconds": server.prepare_seconds}
+    for _ in lines:
+        yield server.run()
+
+
+def main() -> None:
+    """Answer on stdout, until stdin ends. A failure is an answer too: ``{"error"}``, whose traceback is on stderr."""
+    with os.fdopen(os.dup(1), "w") as stream:
+        os.dup2(2, 1)  # from now on, what is printed is no answer
+        try:
+            for answer in answers(sys.stdin):
+                print(json.dumps(answer, allow_nan=False), file=stream, flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            text = " ".join(str(error).split()) or type(error).__name__
+            name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            print(json.dumps({"error": (name + text)[:400]}), file=stream, flush=True)
+
+
+if __name__ == "__main__":
+    main()

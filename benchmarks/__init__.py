@@ -1,0 +1,1 @@
+"""Measurements that compare this project with its peers."""

@@ -1,0 +1,19 @@
+"""How close a result is to a reference."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+
+def psnr(reference: np.ndarray, result: np.ndarray) -> float:
+    """Return 20 log10(max|reference| / RMSE) in dB.
+
+    Minus infinity when a value is not finite, shapes differ or the reference is constant, which proves nothing;
+    infinity when they are equal.
+    """
+    if reference.shape != result.shape or not np.isfinite(result).all() or np.ptp(reference) == 0:
+        return -math.inf
+    error = math.sqrt(np.mean((reference.astype("float64") - result.astype("float64")) ** 2))
+    return math.inf if error == 0 else 20 * math.log10(np.abs(reference).max() / error)

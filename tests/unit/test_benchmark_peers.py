@@ -1,0 +1,206 @@
+"""The peers on a tiny model: each computes what the reference has, or says why not."""
+
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fake_artifact import write_artifact
+
+from backends import peer, tvm
+from backends.eager import Eager
+from backends.openvino import OpenVino
+from backends.openvino_picture import PictureConfig
+from backends.peer import COMMAND, FUNCTIONS, PEERS, Settings
+from backends.reference import make_references
+from models.random_checkpoint import random_checkpoint
+from runtime.quality import psnr
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    common = {"model": "random:tiny", "dtype": "float32", "num_threads": 1, "steps": 2, "artifacts_dir": None}
+    made = Settings(**common, height=None, width=72, folder=tmp_path_factory.mktemp("work"))
+    return make_references(made, [*FUNCTIONS, COMMAND])
+
+
+def test_the_reference_settles_size_and_folder(settings):
+    assert (settings.height, settings.width) == (64, 72)
+    assert settings.model_digest == random_checkpoint("tiny").digest
+    assert settings.folder.name == f"random-tiny-{settings.model_digest[:12]}-72x64"
+    assert {name: list(settings.inputs(name)) for name in FUNCTIONS} == {
+        "unet": ["latent", "timestep", "context"],
+        "vae_decoder": ["latent"],
+        "text_encoder": ["ids"],
+    }
+    assert settings.inputs("unet")["latent"].shape == (2, 4, 8, 9), "a guided call"
+    picture = settings.reference(COMMAND)
+    assert picture.shape == (64, 72, 3) and picture.dtype == np.uint8 and picture.std() > 5
+
+
+def test_references_are_made_once(settings):
+    paths = [settings.component_folder(name) / "reference.npy" for name in (*FUNCTIONS, COMMAND)]
+    before = [path.stat().st_mtime_ns for path in paths]
+    again = make_references(replace(settings, folder=settings.folder.parent), [*FUNCTIONS, COMMAND])
+    assert again == settings and [path.stat().st_mtime_ns for path in paths] == before
+
+
+@pytest.mark.parametrize("component", FUNCTIONS)
+@pytest.mark.parametrize(("dtype", "floor"), [("float32", 100), ("bfloat16", 35)])
+def test_eager(settings, component, dtype, floor):
+    eager = Eager(replace(settings, dtype=dtype))
+    assert eager.prepare(component)["load"] > 0
+    output = eager.run(settings.inputs(component))
+    quality = psnr(settings.reference(component), output)
+    assert output.dtype == np.float32 and quality >= floor and (dtype == "float32" or quality < 100)
+    assert {parameter.dtype for parameter in eager.module.parameters()} == {getattr(torch, dtype)}
+
+
+def test_eager_is_channels_last(settings):
+    eager = Eager(settings)
+    eager.prepare("vae_decoder")
+    weight = eager.module.decoder.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    assert eager._tensor("latent", np.zeros((2, 4, 8, 8), np.float32)).stride() == (256, 1, 32, 4)
+
+
+def test_compile_compiles_before_it_is_timed(settings, monkeypatch):
+    """By dynamo alone: inductor's own compilation takes minutes."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    compiled, inductor = [], torch.nn.Module.compile
+
+    def compile_graphs(module):
+        def backend(graph, inputs):
+            compiled.append(graph)
+            return graph
+
+        inductor(module, backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_graphs)
+    made = peer.load("compile", settings)
+    seconds = made.prepare("text_encoder")
+    count = len(compiled)
+    assert count > 0 and seconds["compile"] > 0
+    output = made.run(settings.inputs("text_encoder"))
+    assert psnr(settings.reference("text_encoder"), output) > 100 and len(compiled) == count
+
+
+def test_every_peer_loads_by_its_name(settings):
+    assert [peer.load(name, settings).name for name in PEERS] == list(PEERS)
+
+
+def test_a_picture_is_not_for_eager(settings):
+    with pytest.raises(UserError, match="prepared model"):
+        Eager(settings).prepare(COMMAND)
+
+
+# --- tvm ---
+
+
+@pytest.fixture
+def built(settings, tmp_path, monkeypatch):
+    """Settings of an artifact without native code, and the flags of each build that was run."""
+    builds = []
+
+    def run_python(arguments, flags):
+        builds.append((list(arguments), dict(flags)))
+        match = {"model_digest": settings.model_digest, "height": 64, "width": 72, "dtype": flags.get("--dtype")}
+        write_artifact(flags["--output-dir"], **match | {"dtype": match["dtype"] or "float32"})
+
+    monkeypatch.setattr(tvm, "run_python", run_python)
+    return replace(settings, folder=tmp_path), builds
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_artifact_is_built_once_until_the_sources_change(built, dtype):
+    settings, builds = built
+    settings = replace(settings, dtype=dtype)
+    for _ in range(2):
+        tvm.Tvm(settings).convert(["unet"])
+    ((arguments, flags),) = builds
+    folder = settings.folder / f"artifact-{dtype}"
+    expected = {"--model": "random:tiny", "--output-dir": folder, "--height": 64, "--width": 72, "--num-threads": 1}
+    assert arguments == ["build.py"]
+    assert flags == expected | ({"--dtype": "bfloat16"} if dtype == "bfloat16" else {})
+    os.utime(folder / "manifest.json", (1e9, 1e9))
+    tvm.Tvm(settings).convert(["unet"])
+    assert len(builds) == 2
+
+
+def test_a_build_that_fails_says_why(built, monkeypatch):
+    def run_python(arguments, flags):
+        raise UserError("out of luck")
+
+    monkeypatch.setattr(tvm, "run_python", run_python)
+    with pytest.raises(UserError, match=r"build\.py: out of luck"):
+        tvm.Tvm(built[0]).convert(["unet"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("height", 128, "height 128, not 64"),
+        ("dtype", "bfloat16", "dtype bfloat16, not float32"),
+        ("batch_size", 2, "batch size 2, not 1"),
+        ("model_digest", "0" * 64, "model 0000"),
+    ],
+)
+def test_an_artifact_of_something_else_is_refused(built, tmp_path, field, value, words):
+    settings, builds = built
+    same = {"model_digest": settings.model_digest, "height": 64, "width": 72}
+    folder = write_artifact(tmp_path / "given", **same | {field: value})
+    with pytest.raises(UserError, match=words):
+        tvm.Tvm(replace(settings, artifacts_dir=folder)).convert(["unet"])
+    assert builds == []
+
+
+def test_run_python_tells_the_last_line():
+    tvm.run_python(["-c", "import sys; assert sys.argv[1:] == ['--steps', '3']"], {"--steps": 3})
+    with pytest.raises(UserError, match=r"^no luck$"):
+        tvm.run_python(["-c", "import sys; print('a\\nerror: no luck', file=sys.stderr); sys.exit(2)"], {})
+    with pytest.raises(UserError, match="exit code 3"):
+        tvm.run_python(["-c", "import sys; sys.exit(3)"], {})
+
+
+# --- openvino ---
+
+
+def test_openvino_that_is_not_installed(settings, monkeypatch):
+    monkeypatch.setattr("backends.openvino.find_spec", lambda name: None)
+    assert "pip install -r requirements-bench.txt" in OpenVino(settings).unavailable()
+
+
+def test_openvino_computes_the_same(settings):
+    pytest.importorskip("openvino")
+    made = OpenVino(settings)
+    made.convert(["text_encoder"])
+    (folder,) = settings.folder.glob("openvino-*")
+    written = (folder / "text_encoder" / "model.xml").stat().st_mtime_ns
+    start = time.perf_counter()
+    made.convert(["text_encoder"])
+    assert (folder / "text_encoder" / "model.xml").stat().st_mtime_ns == written and time.perf_counter() - start < 1
+    assert set(made.prepare("text_encoder")) == {"convert", "load"}
+    assert psnr(settings.reference("text_encoder"), made.run(settings.inputs("text_encoder"))) > 100
+    assert sorted(os.listdir(folder)) == ["text_encoder"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({}, "no pipeline.json there"),
+        ({"dtype": "float16"}, "choose from: float32, bfloat16"),
+        ({"steps": 0}, "--steps"),
+    ],
+)
+def test_pictures_of_openvino_refuse_bad_flags(tmp_path, flags, words):
+    with pytest.raises(UserError, match=words):
+        PictureConfig(model_dir=tmp_path, output_dir=tmp_path, **flags)
+
+
+def test_pictures_of_openvino_are_guided(tmp_path):
+    (tmp_path / "pipeline.json").write_text("{}")
+    with pytest.raises(UserError, match="--guidance-scale must be more than 1"):
+        PictureConfig(model_dir=tmp_path, output_dir=tmp_path, guidance_scale=1.0)
