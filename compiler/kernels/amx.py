@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels.tir import Value
+from compiler.kernels.tir import Value, pointer
 
 SIDE = 16  # rows and columns of a tile register
 TILE = 2 * SIDE  # rows and columns of a result
@@ -30,7 +30,7 @@ def _register(index: int) -> Value:
 
 
 def _load(register: int, buffer: Value, index: Sequence[Value], stride: int = ROW_BYTES) -> None:
-    _call("tileloadd64", _register(register), T.address_of(buffer[tuple(index)]), T.int64(stride))
+    _call("tileloadd64", _register(register), pointer(buffer, index), T.int64(stride))
 
 
 def configure() -> None:
@@ -41,7 +41,7 @@ def configure() -> None:
     table = T.alloc_buffer((len(words),), "int32", scope="local", layout=None)
     for index, word in enumerate(words):
         T.buffer_store(table, T.int32(word), [index])
-    _call("ldtilecfg", T.address_of(table[0]))
+    _call("ldtilecfg", pointer(table, [0]))
 
 
 def release() -> None:
@@ -64,7 +64,7 @@ def load(rows: int, result: Value, first: Value) -> None:
 def store(rows: int, result: Value, first: Value) -> None:
     """Store the result to float32 [rows, 32], from row ``first``."""
     for index in range(2 * rows):
-        address = T.address_of(result[first + index // 2 * SIDE, index % 2 * SIDE])
+        address = pointer(result, [first + index // 2 * SIDE, index % 2 * SIDE])
         _call("tilestored64", _register(index), address, T.int64(4 * TILE))
 
 

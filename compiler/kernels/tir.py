@@ -49,6 +49,17 @@ def scratch(shape: Sequence[int], dtype: str = "float32") -> Value:
     return T.alloc_buffer(tuple(shape), dtype, scope="global", layout=None)
 
 
+def pointer(buffer: Value, index: Sequence[Value]) -> Value:
+    """Return the address of an element, for instructions that read or write memory around it.
+
+    Unlike the address of a load, it tells TVM that all of the buffer is in use, which then keeps its shape.
+    """
+    offset: Value = 0
+    for position, extent in zip(index, buffer.shape, strict=True):
+        offset = offset * extent + position
+    return buffer.access_ptr("rw", offset=offset)
+
+
 class Vectors:
     """Loads, stores and arithmetic on vectors of ``lanes`` float32; one lane is a scalar."""
 
