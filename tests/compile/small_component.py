@@ -1,5 +1,6 @@
 """Components small enough to compile in a second, and the way from a module to a checked engine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from compiler.native import compile_component
 from compiler.optimisations import enabled
 from compiler.package import write_component
 from compiler.pipeline import optimise
-from compiler.target import resolve_target
+from compiler.target import Cpu, resolve_target
 from compiler.trace import trace
 from compiler.verify import Parity, verify
 from models.components import Component, Function
@@ -18,6 +19,7 @@ from runtime import artifact
 from runtime.engine import Engine
 
 CPU = resolve_target("llvm")
+WITHOUT_TILES = replace(CPU, machine=replace(CPU.machine, tiles=False))
 ALL_ON = enabled("")
 
 
@@ -69,9 +71,9 @@ def block_component(seed: int = 0) -> Component:
     return Component("block", module, (function("pair", 2), function("single", 1)))
 
 
-def after(component: Component, phase: str, disable: str = "") -> tvm.IRModule:
+def after(component: Component, phase: str, disable: str = "", cpu: Cpu = CPU) -> tvm.IRModule:
     """Return the module of ``component`` after a phase of the pipeline."""
-    return dict(optimise(trace(component).module, CPU, enabled(disable), None))[phase]
+    return dict(optimise(trace(component).module, cpu, enabled(disable), None))[phase]
 
 
 def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.File) -> artifact.Manifest:
