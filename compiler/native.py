@@ -11,12 +11,14 @@ import tvm
 from tvm import relax, tirx
 
 from compiler.codegen import NativeCode, generate
+from compiler.graph import split_params
 from compiler.kernels.registry import KERNEL
+from compiler.passes.lift_context import CONTEXT
 from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise
 from compiler.target import Cpu
 from compiler.trace import Traced
-from runtime.artifact import Packing, TensorType
+from runtime.artifact import FunctionType, Packing, TensorType
 
 ShapeAndType = tuple[list[int], str]
 
@@ -26,19 +28,45 @@ class Native:
     """A compiled component.
 
     ``packing`` says how each packed parameter is made and ``packed_types`` what it is, both in the order in which every
-    function takes them; ``origins`` tells for each kernel by symbol what it is: a kernel of ours by name, or "rule".
+    function takes them; ``functions`` are the manifest's; ``origins`` tells for each kernel by symbol what it is: a
+    kernel of ours by name, or "rule".
     """
 
     code: NativeCode
     packing: dict[str, Packing]
     packed_types: dict[str, ShapeAndType]
-    outputs: dict[str, TensorType]
+    functions: dict[str, FunctionType]
     origins: dict[str, str]
     seconds: float
 
 
-def _tensor(variable: relax.Var) -> ShapeAndType:
-    return [int(extent) for extent in variable.ty.shape], str(variable.ty.dtype)
+def _tensor(kind: relax.TensorType) -> ShapeAndType:
+    return [int(extent) for extent in kind.shape], str(kind.dtype)
+
+
+def _function_type(function: relax.Function, context: str | None) -> FunctionType:
+    inputs, _ = split_params(function)
+    result = function.ret_ty
+    if isinstance(result, relax.TupleType):
+        outputs = {f"output.{index}": field for index, field in enumerate(result.fields)}
+    else:
+        outputs = {"output": result}
+    return FunctionType(
+        [TensorType(variable.name, *_tensor(variable.ty)) for variable in inputs],
+        [TensorType(name, *_tensor(kind)) for name, kind in outputs.items()],
+        context,
+    )
+
+
+def _functions(traced: Traced, module: tvm.IRModule) -> dict[str, FunctionType]:
+    """Return the traced functions with the inputs that they were traced with, and the contexts that they have now."""
+    found = {}
+    for variable, function in traced.module.functions_items():
+        context = module[variable].attrs.get(CONTEXT)
+        found[variable.name_hint] = _function_type(function, None if context is None else str(context))
+        if context is not None:
+            found[str(context)] = _function_type(module[context], None)
+    return found
 
 
 def _origins(module: tvm.IRModule) -> dict[str, str]:
@@ -53,10 +81,7 @@ def _origins(module: tvm.IRModule) -> dict[str, str]:
 def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None) -> Native:
     """Run the pipeline on ``traced`` and generate native code for ``cpu``."""
     start = time.perf_counter()
-    outputs = {}
-    for name in traced.inputs:
-        shape, dtype = _tensor(traced.module[name].body.body)
-        outputs[name] = TensorType("output", shape, dtype)
+    functions: dict[str, FunctionType] = {}
     packing: dict[str, Packing] = {}
     packed_types: dict[str, ShapeAndType] = {}
     origins: dict[str, str] = {}
@@ -65,10 +90,10 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
         module = compiled
         if phase == "dispatch":
             packing = {name: Packing(**entry) for name, entry in json.loads(str(module.attrs["packing"])).items()}
-            first = next(iter(traced.inputs))
-            parameters = module[first].params[len(traced.inputs[first]) :]
-            packed_types = {name: _tensor(var) for name, var in zip(packing, parameters, strict=True)}
+            functions = _functions(traced, module)
+            _, parameters = split_params(module[next(iter(functions))])
+            packed_types = {name: _tensor(var.ty) for name, var in zip(packing, parameters, strict=True)}
         if phase == "rest":
             origins = _origins(module)
     code = generate(traced.name, module, cpu.target)
-    return Native(code, packing, packed_types, outputs, origins, time.perf_counter() - start)
+    return Native(code, packing, packed_types, functions, origins, time.perf_counter() - start)

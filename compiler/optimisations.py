@@ -13,6 +13,7 @@ OPTIMISATIONS = {
     "flash_attention": "attention without a stored score matrix",
     "fused_groupnorm": "GroupNorm and SiLU in two passes over memory",
     "fused_layernorm": "LayerNorm in one pass over memory",
+    "cached_context": "keys and values of cross-attention computed once a picture, not once a step",
     "fused_gelu": "activations of a multiply computed in registers: GELU, GEGLU, SiLU",
 }
 ALL = "all"

@@ -11,7 +11,7 @@ from tvm import relax
 
 from compiler.native import Native
 from compiler.trace import Traced
-from runtime.artifact import Component, FunctionType, TensorType, describe
+from runtime.artifact import Component, describe
 from runtime.parameters import write_parameters
 from utils.progress import progress
 
@@ -39,16 +39,11 @@ def write_component(traced: Traced, native: Native, folder: Path) -> Component:
     parameters = folder / "params" / f"{traced.name}.safetensors"
     parameters.parent.mkdir(exist_ok=True)
     write_parameters(parameters, native.packed_types, _packed(traced.name, machine, native, traced.parameters))
-    functions = {}
-    for function, names in traced.inputs.items():
-        pairs = zip(names, traced.module[function].params[: len(names)], strict=True)
-        types = [TensorType(n, [int(e) for e in v.ty.shape], str(v.ty.dtype)) for n, v in pairs]
-        functions[function] = FunctionType(types, native.outputs[function])
     return Component(
         library=describe(library, folder),
         parameters=describe(parameters, folder),
         packing=native.packing,
-        functions=functions,
+        functions=native.functions,
         psnr={},
         time_share={},
         raw_bytes=sum(value.nbytes for value in traced.parameters.values()),

@@ -11,6 +11,7 @@ from tvm import relax
 
 from compiler.passes.decompose_attention import DecomposeAttention
 from compiler.passes.dispatch import Dispatch
+from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
 from compiler.passes.schedule import ScheduleRest
 from compiler.passes.simplify import Simplify
@@ -42,10 +43,11 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         Step("graph", transform.FoldConstant()),
         Step("graph", transform.EliminateCommonSubexpr()),
         Step("graph", transform.DeadCodeElimination()),
-        # Phase 2: operator + shape + target -> kernel of ours and its packing.
+        # Phase 2: operator + shape + target -> kernel of ours and its packing; what is done once a picture leaves.
         Step("dispatch", Dispatch(cpu.machine, on)),
         Step("dispatch", DecomposeAttention()),
         Step("dispatch", Simplify()),
+        Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),
         # Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare.
         Step("rest", transform.LegalizeOps(skip_ops=["relax.reshape"])),

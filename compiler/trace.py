@@ -13,22 +13,22 @@ from torch.export.graph_signature import InputKind
 from tvm import relax
 from tvm.relax.frontend.torch import from_exported_program
 
+from compiler.passes.lift_context import FIXED
 from models.components import Component
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Traced:
-    """A component in Relax: its functions, raw parameters by qualified name, and the functions' input names.
+    """A component in Relax: its functions, and raw parameters by qualified name.
 
-    In ``module`` each function takes its inputs (attribute ``num_input``), then its raw parameters, named as in
-    ``parameters``.
+    In ``module`` each function takes its inputs (attribute ``num_input``; those that stay the same over a picture are
+    named in ``fixed``), then its raw parameters, named as in ``parameters``.
     """
 
     name: str
     module: tvm.IRModule
     parameters: dict[str, np.ndarray]
-    inputs: dict[str, list[str]]
 
 
 def _to_device(node: torch.fx.Node, importer: Any) -> relax.Var:
@@ -95,7 +95,7 @@ def trace(component: Component) -> Traced:
     Raises:
         UserError: naming the operation that this TVM can't import.
     """
-    functions, inputs = {}, {}
+    functions = {}
     for function in component.functions:
         names = [name for name, _ in function.inputs]
         with torch.no_grad():
@@ -104,7 +104,7 @@ def trace(component: Component) -> Traced:
             module, parameters = _import(program)
         except (NotImplementedError, AssertionError, ValueError) as error:
             raise UserError(f"{component.name}: TVM can't import this model: {error}") from error
-        functions[tvm.ir.GlobalVar(function.name)] = _rename(module["main"], names, parameters)
-        inputs[function.name] = names
+        renamed = _rename(module["main"], names, parameters)
+        functions[tvm.ir.GlobalVar(function.name)] = renamed.with_attr(FIXED, list(function.fixed))
     raw = {name: value.detach().contiguous().numpy() for name, value in component.module.named_parameters()}
-    return Traced(component.name, tvm.IRModule(functions), raw, inputs)
+    return Traced(component.name, tvm.IRModule(functions), raw)

@@ -18,10 +18,14 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True, eq=False)
 class Function:
-    """One entry of a component: its name, and names and example tensors of its inputs."""
+    """One entry of a component: its name, names and example tensors of its inputs.
+
+    The inputs named in ``fixed`` stay the same over all steps of a picture.
+    """
 
     name: str
     inputs: tuple[tuple[str, torch.Tensor], ...]
+    fixed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +121,7 @@ def components(checkpoint: Checkpoint, height: int, width: int, batch_size: int)
         latent = torch.randn(batch, channels, h, w, generator=random)
         timestep = torch.rand(1, generator=random) * (NUM_TRAIN_TIMESTEPS - 1)
         context = torch.randn(batch, length, checkpoint.text_encoder.config.hidden_size, generator=random)
-        return Function(name, (("latent", latent), ("timestep", timestep), ("context", context)))
+        return Function(name, (("latent", latent), ("timestep", timestep), ("context", context)), fixed=("context",))
 
     ids = torch.randint(checkpoint.text_encoder.config.vocab_size, (1, length), generator=random)
     latent = torch.randn(1, channels, h, w, generator=random)

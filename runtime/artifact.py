@@ -16,7 +16,7 @@ from typing import Any
 
 from utils.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -32,10 +32,15 @@ class TensorType:
 
 @dataclass(frozen=True)
 class FunctionType:
-    """Inputs (in order, before the parameters) and output of one compiled function."""
+    """Inputs (in order, before the parameters) and outputs of one compiled function.
+
+    Where ``context`` names another function of the component, that one is to be called first, once for many calls. Its
+    inputs, which are some of these, go to it; this function takes its outputs in their place, after the others.
+    """
 
     inputs: list[TensorType]
-    output: TensorType
+    outputs: list[TensorType]
+    context: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,19 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
+def _check_functions(component: str, description: Component) -> None:
+    """Check that every function gives something, and that what it takes from another function is there."""
+    for name, function in description.functions.items():
+        where = f"{MANIFEST}: manifest.components.{component}.functions.{name}"
+        if not function.outputs:
+            raise UserError(f"{where} has no outputs; build the artifact again")
+        if function.context is None:
+            continue
+        context = description.functions.get(function.context)
+        if context is None or context.context is not None or any(t not in function.inputs for t in context.inputs):
+            raise UserError(f"{where} can't take its context from {function.context!r}; build the artifact again")
+
+
 class Artifact:
     """A checked artifact folder.
 
@@ -138,6 +156,8 @@ class Artifact:
     def __init__(self, folder: Path, verify: bool = False) -> None:
         self.folder = Path(folder)
         self.manifest = self._read_manifest()
+        for name, component in self.manifest.components.items():
+            _check_functions(name, component)
         for file in self.files():
             self._check_file(file)
             if verify and sha256(self.folder / file.path) != file.sha256:

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from runtime.artifact import Artifact, Manifest
+from runtime.artifact import Artifact, Manifest, TensorType
 from runtime.parameters import map_parameters
 from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError
@@ -72,16 +72,44 @@ class Engine:
         self._parameters = [tvm.runtime.from_dlpack(mapped[name]) for name in self.description.packing]
 
     def __call__(self, function: str, *inputs: np.ndarray) -> np.ndarray:
-        """Run ``function`` on arrays of the manifest's shapes and dtypes."""
-        expected = self.description.functions[function].inputs
-        for tensor, value in zip(expected, inputs, strict=True):
-            if value.shape != tuple(tensor.shape) or value.dtype != tensor.dtype:
-                raise ValueError(
-                    f"{self.component}.{function}: {tensor.name} must be {tensor.dtype}{tuple(tensor.shape)}, "
-                    f"not {value.dtype}{value.shape}"
-                )
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(value), self.device) for value in inputs]
-        return self._machine[function](*tensors, *self._parameters).numpy()
+        """Run ``function`` on arrays of the manifest's shapes and dtypes. It must have one output."""
+        names = [tensor.name for tensor in self.description.functions[function].inputs]
+        return self.bind(function, **dict(zip(names, inputs, strict=True)))()
+
+    def bind(self, function: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
+        """Return ``function`` of the inputs that are not ``fixed``, in their order.
+
+        The fixed ones are copied to the device here, and what depends on them only is computed here, once. Those that
+        the function's context takes must be among them.
+        """
+        description = self.description.functions[function]
+        types = {tensor.name: tensor for tensor in description.inputs}
+        kept = {name: self._tensor(function, types[name], value) for name, value in fixed.items()}
+        free = [name for name in types if name not in kept]
+        cached: list[tvm.runtime.Tensor] = []
+        if description.context is not None:
+            names = [tensor.name for tensor in self.description.functions[description.context].inputs]
+            cached = list(self._machine[description.context](*(kept[name] for name in names), *self._parameters))
+            types = {name: tensor for name, tensor in types.items() if name not in names}
+
+        def call(*inputs: np.ndarray) -> np.ndarray:
+            given = dict(zip(free, inputs, strict=True))
+            tensors = [
+                self._tensor(function, tensor, given[name]) if name in given else kept[name]
+                for name, tensor in types.items()
+            ]
+            return self._machine[function](*tensors, *cached, *self._parameters).numpy()
+
+        return call
+
+    def _tensor(self, function: str, expected: TensorType, value: np.ndarray) -> tvm.runtime.Tensor:
+        """Copy an input to the device."""
+        if value.shape != tuple(expected.shape) or value.dtype != expected.dtype:
+            raise ValueError(
+                f"{self.component}.{function}: {expected.name} must be {expected.dtype}{tuple(expected.shape)}, "
+                f"not {value.dtype}{value.shape}"
+            )
+        return tvm.runtime.tensor(np.ascontiguousarray(value), self.device)
 
     def instrument(self, observer: Callable[..., object] | None) -> None:
         """Have ``observer(function, name, before, result, *arguments)`` called around every kernel."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from utils.errors import UserError
 
 FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
 KEPT_PROMPTS = 16
+UNet = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of latents and timestep; it has the prompts already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +120,16 @@ class Pipeline:
         scheduler = request.scheduler(self.manifest)
         noise = per_picture([NoiseGenerator(seed) for seed in seeds])
         x_t = noise((len(seeds), *self.latent_shape)) * np.float32(scheduler.init_noise_sigma)
-        return self._denoise(request, scheduler, self.context(request), x_t, noise)
+        unet = self.engines["unet"].bind("guided" if request.guided else "unguided", context=self.context(request))
+        return self._denoise(request, scheduler, unet, x_t, noise)
 
     def _denoise(
-        self, request: Request, scheduler: Scheduler, context: np.ndarray, x_t: np.ndarray, noise: Noise
+        self, request: Request, scheduler: Scheduler, unet: UNet, x_t: np.ndarray, noise: Noise
     ) -> Iterator[Step]:
         count = len(scheduler.timesteps)
         for i, t in enumerate(scheduler.timesteps):
             start = time.perf_counter()
-            eps = self._predict(request, scheduler.scale_model_input(x_t, i), t, context)
+            eps = self._predict(request, scheduler.scale_model_input(x_t, i), t, unet)
             x_t = scheduler.step(eps, i, x_t, noise)
             seconds = time.perf_counter() - start
             yield Step(i, count, float(t), float(scheduler.sigmas[i]), x_t, eps, seconds)
@@ -135,16 +137,15 @@ class Pipeline:
             _require_finite(eps, "unet", where)
             _require_finite(x_t, "scheduler", where)
 
-    def _predict(self, request: Request, x: np.ndarray, t: float, context: np.ndarray) -> np.ndarray:
+    def _predict(self, request: Request, x: np.ndarray, t: float, unet: UNet) -> np.ndarray:
         """Call the UNet once and return its output for each picture, float32, after guidance."""
         count = len(x)
         if count < self.batch_size:  # the function's batch is fixed: repeat a picture and drop what comes of it
             x = np.concatenate([x, np.repeat(x[:1], self.batch_size - count, axis=0)])
         timestep = np.array([t], np.float32)
         if not request.guided:
-            return self.engines["unet"]("unguided", x, timestep, context)[:count]
-        both = self.engines["unet"]("guided", np.concatenate([x, x]), timestep, context)
-        eps_uncond, eps_cond = np.split(both, 2)
+            return unet(x, timestep)[:count]
+        eps_uncond, eps_cond = np.split(unet(np.concatenate([x, x]), timestep), 2)
         return (eps_uncond + np.float32(request.guidance_scale) * (eps_cond - eps_uncond))[:count]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:

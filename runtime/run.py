@@ -120,8 +120,6 @@ def run(config: RunConfig) -> None:
     batches = [seeds[i : i + pipeline.batch_size] for i in range(0, len(seeds), pipeline.batch_size)]
     steps = len(batches) * len(scheduler.timesteps)
     with _profiler(config, pipeline) as profiler:
-        with seconds.measure("text"):
-            pipeline.context(request)
         info = picture_info(request, scheduler, artifact.manifest)
         for _ in progress(_draw(config, pipeline, request, info, batches, seconds), "steps", steps):
             pass
@@ -148,7 +146,9 @@ def _draw(
 ) -> Iterator[Step]:
     """Draw and save the pictures of each batch of seeds. Yields after each step."""
     for seeds in batches:
-        for step in pipeline.sample(request, seeds):
+        with seconds.measure("text"):
+            sampled = pipeline.sample(request, seeds)
+        for step in sampled:
             seconds.steps += step.seconds
             if config.enable_debug:
                 say(debug_line(step, seeds))

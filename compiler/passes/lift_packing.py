@@ -11,9 +11,8 @@ import json
 import tvm
 import tvm_ffi
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.graph import bindings, parameter_only
+from compiler.graph import frontier, parameter_only, split_params, without
 
 
 class _Packings:
@@ -61,43 +60,22 @@ def _extract(var: relax.Var, bindings: dict[relax.Var, relax.Expr]) -> tuple[rel
     return relax.utils.copy_with_new_vars(function), list(leaves)
 
 
-@mutator
-class _Remove(PyExprMutator):
-    """Rebuild a function without the bindings in ``dropped``."""
-
-    def __init__(self, module: tvm.IRModule, dropped: set[relax.Var]) -> None:
-        super().__init__(module)
-        self.dropped = dropped
-
-    def visit_var_binding_(self, binding: relax.VarBinding) -> None:
-        if binding.var not in self.dropped:
-            super().visit_var_binding_(binding)
-
-
 def _lift(function: relax.Function, packings: _Packings) -> tuple[relax.Function, dict[str, relax.Var]]:
     """Return ``function`` without its packing, and the packed parameters that it uses by name."""
-    inputs = int(function.attrs["num_input"])
     known = parameter_only(function)
     packing = {var: value for var, value in known.items() if value is not None}
-    frontier: dict[relax.Var, None] = {}
-    for binding in bindings(function):
-        if binding.var not in packing:
-            frontier.update(dict.fromkeys(v for v in relax.analysis.free_vars(binding.value) if v in known))
     new: dict[str, relax.Var] = {}
     replaced: dict[relax.Var, relax.Var] = {}
-    for var in frontier:
+    for var in frontier(function, known, packing):
         if known[var] is None:
             name = packings.add(None, [var.name], var.ty)
         else:
             packed, leaves = _extract(var, packing)
             name = packings.add(packed, [leaf.name for leaf in leaves], var.ty)
         replaced[var] = new.setdefault(name, relax.Var(name, var.ty))
-    remover = _Remove(tvm.IRModule(), set(packing))
-    for old, packed_parameter in replaced.items():
-        remover.set_var_remap(old, packed_parameter)
-    body = remover.visit_expr(function.body)
-    result = relax.Function([*function.params[:inputs], *new.values()], body, function.ret_ty, True, function.attrs)
-    return result, new
+    inputs, _ = split_params(function)
+    body = without(function, packing, replaced)
+    return relax.Function([*inputs, *new.values()], body, function.ret_ty, True, function.attrs), new
 
 
 @tvm.transform.module_pass(opt_level=0, name="LiftPacking")
@@ -114,7 +92,7 @@ class LiftPacking:
         lifted = {g: _lift(f, packings) for g, f in module.functions_items() if isinstance(f, relax.Function)}
         functions = {g: f for g, f in module.functions_items() if not isinstance(f, relax.Function)}
         for variable, (function, used) in lifted.items():
-            inputs = function.params[: int(function.attrs["num_input"])]
+            inputs, _ = split_params(function)
             packed = [used[name] if name in used else relax.Var(name, kind) for name, kind in packings.types.items()]
             functions[variable] = relax.Function(
                 [*inputs, *packed], function.body, function.ret_ty, True, function.attrs

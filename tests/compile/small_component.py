@@ -66,7 +66,7 @@ def block_component(seed: int = 0) -> Component:
 
     def function(name: str, batch: int) -> Function:
         x, t = torch.randn(batch, 9, 14, 9, generator=random), torch.randn(batch, 5, generator=random)
-        return Function(name, (("x", x), ("t", t)))
+        return Function(name, (("x", x), ("t", t)), fixed=("t",))
 
     return Component("block", module, (function("pair", 2), function("single", 1)))
 

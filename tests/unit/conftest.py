@@ -14,6 +14,7 @@ def fake_engines(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.setitem(sys.modules, "runtime.engine", module)
     monkeypatch.setattr(runtime, "engine", module, raising=False)
     monkeypatch.setattr(FakeEngine, "calls", [])
+    monkeypatch.setattr(FakeEngine, "bound", [])
     monkeypatch.setattr(FakeEngine, "break_at", None)
     monkeypatch.setattr(FakeEngine, "on_break", None)
     return module

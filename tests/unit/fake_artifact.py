@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from runtime.artifact import Component, FunctionType, Manifest, TensorType, describe, write_manifest
+from runtime.artifact import SCHEMA, Component, FunctionType, Manifest, TensorType, describe, write_manifest
 
 LENGTH, WIDTH, CHANNELS = 12, 6, 4  # tokens, text features, latent channels
 LATENT, SCALE = (3, 5), 4
@@ -37,7 +37,7 @@ def write_tokenizer(path: Path, length: int | None = LENGTH) -> None:
 
 
 def _function(output: TensorType, *inputs: TensorType) -> FunctionType:
-    return FunctionType(list(inputs), output)
+    return FunctionType(list(inputs), [output])
 
 
 def functions(batch: int) -> dict[str, dict[str, FunctionType]]:
@@ -47,7 +47,10 @@ def functions(batch: int) -> dict[str, dict[str, FunctionType]]:
         latent = TensorType("latent", [rows, CHANNELS, h, w], "float32")
         timestep = TensorType("timestep", [1], "float32")
         context = TensorType("context", [rows, LENGTH, WIDTH], "float32")
-        unet[name] = _function(dataclasses.replace(latent, name="output"), latent, timestep, context)
+        keys, values = (TensorType(f"output.{i}", [rows, LENGTH, CHANNELS], "float32") for i in range(2))
+        unet[f"{name}_context"] = FunctionType([context], [keys, values])
+        output = dataclasses.replace(latent, name="output")
+        unet[name] = FunctionType([latent, timestep, context], [output], f"{name}_context")
     encode = _function(TensorType("context", [1, LENGTH, WIDTH], "float32"), TensorType("ids", [1, LENGTH], "int64"))
     decode = _function(
         TensorType("picture", [1, h * SCALE, w * SCALE, 3], "float32"),
@@ -68,7 +71,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         files = describe(library, folder), describe(parameters, folder)
         components[name] = Component(*files, {}, types_, dict.fromkeys(types_, 99.0), {"rule": 1.0}, 14)
     manifest = Manifest(
-        schema=1,
+        schema=SCHEMA,
         model_name="fake, small: model",
         model_digest="0123456789abcdef" * 4,
         default_prompt=None,
@@ -106,6 +109,7 @@ class FakeEngine:
     """
 
     calls: list[tuple[str, tuple[np.ndarray, ...]]] = []  # noqa: RUF012  all engines record into one list
+    bound: list[tuple[str, dict[str, np.ndarray]]] = []  # noqa: RUF012  the same for what was fixed for many calls
     break_at: tuple[str, int] | None = None
     on_break: Callable[[], object] | None = None
 
@@ -119,7 +123,7 @@ class FakeEngine:
             assert (list(value.shape), str(value.dtype)) == (tensor.shape, tensor.dtype), (function, tensor.name)
         FakeEngine.calls.append((f"{self.component}.{function}", tuple(value.copy() for value in inputs)))
         output = getattr(self, "_" + self.component)(*inputs).astype(np.float32)
-        assert list(output.shape) == kind.output.shape
+        assert [list(output.shape)] == [tensor.shape for tensor in kind.outputs]
         if self.break_at is not None and self.break_at[0] == self.component and self.count >= self.break_at[1]:
             if FakeEngine.on_break is None:
                 output[..., 0] = np.nan
@@ -127,6 +131,16 @@ class FakeEngine:
                 FakeEngine.on_break()
         self.count += 1
         return output
+
+    def bind(self, function, **fixed):
+        FakeEngine.bound.append((f"{self.component}.{function}", fixed))
+
+        def call(*inputs):
+            free = iter(inputs)
+            names = [tensor.name for tensor in self.functions[function].inputs]
+            return self(function, *[fixed[name] if name in fixed else next(free) for name in names], *free)
+
+        return call
 
     @staticmethod
     def _text_encoder(ids):

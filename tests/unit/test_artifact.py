@@ -24,11 +24,18 @@ def change(folder, edit):
     (folder / MANIFEST).write_text(json.dumps(value), encoding="utf-8")
 
 
+def guided(manifest):
+    """Return the guided UNet in a manifest's JSON."""
+    return manifest["components"]["unet"]["functions"]["guided"]
+
+
 def test_a_manifest_is_read_as_it_was_written(folder, tmp_path):
     manifest = Artifact(folder, verify=True).manifest
     assert (manifest.schema, manifest.batch_size, manifest.default_prompt) == (SCHEMA, 2, None)
     assert (manifest.height, manifest.width) == (LATENT[0] * SCALE, LATENT[1] * SCALE)
-    assert manifest.components["unet"].functions["guided"].inputs[0].shape == [4, 4, *LATENT]
+    functions = manifest.components["unet"].functions
+    assert functions["guided"].inputs[0].shape == [4, 4, *LATENT] and functions["guided"].context == "guided_context"
+    assert len(functions["guided_context"].outputs) == 2 and functions["guided_context"].context is None
     other = shutil.copytree(folder, tmp_path / "b")
     write_manifest(manifest, other)
     assert (other / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
@@ -102,6 +109,14 @@ def test_a_manifest_that_is_no_json_object(folder, text):
             lambda m: m["components"]["unet"]["functions"]["guided"]["inputs"][1].update(shape=[1, "2"]),
             r"manifest.components.unet.functions.guided.inputs\[1\].shape\[1\]",
         ),
+        (lambda m: guided(m).update(outputs={}), "manifest.components.unet.functions.guided.outputs"),
+        (lambda m: guided(m).update(outputs=[]), "functions.guided has no outputs"),
+        (lambda m: guided(m).pop("context"), "manifest.components.unet.functions.guided must have"),
+        (lambda m: guided(m).update(context=1), "manifest.components.unet.functions.guided.context"),
+        (lambda m: guided(m).update(context="encode"), "functions.guided can't take its context from 'encode'"),
+        (lambda m: guided(m).update(context="guided"), "functions.guided can't take its context from 'guided'"),
+        (lambda m: guided(m).update(context="unguided_context"), "can't take its context from 'unguided_context'"),
+        (lambda m: guided(m)["inputs"].pop(), "functions.guided can't take its context from 'guided_context'"),
     ],
 )
 def test_a_manifest_of_wrong_types_names_the_place(folder, edit, where):

@@ -124,6 +124,17 @@ def test_a_prompt_is_encoded_once(tmp_path):
         pipeline.encode("a")[:] = 0
 
 
+@pytest.mark.parametrize(("guidance", "function"), [(7.5, "guided"), (1, "unguided")])
+def test_the_prompts_go_to_the_unet_once_a_picture(tmp_path, guidance, function):
+    pipeline = pipeline_of(tmp_path)
+    requests = [Request(prompt=prompt, steps=5, guidance_scale=guidance) for prompt in ("a", "b", "a")]
+    for request in requests:
+        latents_of(pipeline, request, [1])
+    assert [name for name, _ in FakeEngine.bound] == [f"unet.{function}"] * 3 and len(calls("unet.")) == 15
+    for request, (_, fixed) in zip(requests, FakeEngine.bound, strict=True):
+        assert list(fixed) == ["context"] and np.array_equal(fixed["context"], pipeline.context(request))
+
+
 def test_steps_say_where_they_are(tmp_path):
     pipeline = pipeline_of(tmp_path)
     request = Request(prompt="a", steps=4, scheduler_label="pndm")
