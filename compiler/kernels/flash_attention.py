@@ -36,6 +36,11 @@ class AttentionShape:
     scale: float
     offset: int | None
 
+    @property
+    def output(self) -> list[int]:
+        """Shape of the result, [B, queries, heads, value size]."""
+        return [self.batch, self.queries, self.heads, self.value_size]
+
 
 class _FlashAttention:
     """Writes the statements of one kernel; the methods follow the order of the algorithm."""
