@@ -1,0 +1,183 @@
+"""Convolution and multiply in tile registers against NumPy in float64."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from kernel_runner import assert_near, panels
+from test_kernels_conv2d import reference_conv2d
+
+from compiler.kernels.conv2d import ConvShape
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.split import BLOCK, WORDS
+from compiler.kernels.tile_conv2d import STRIPE, accepts, pack_words, tile_conv2d
+from compiler.target import resolve_target
+from utils.cpu import permit_tiles
+
+needs_tiles = pytest.mark.skipif(not permit_tiles(), reason="this CPU has no AMX")
+RELATIVE = {1: 2e-6, 2: 2e-5}  # one part against numbers that are already rounded: what is left is float32's sums
+LANES = 16
+
+
+def machine(parts=2, cores=2, cache=1 << 20):
+    return Machine(LANES, 32, cores, cache, tiles=True, parts=parts)
+
+
+def rounded(x):
+    """Round float32 to bfloat16."""
+    return ((x.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def gated_panels(weight):
+    """Pack [rows, values and gates] as panels of 16 values and their gates."""
+    rows, columns = weight.shape
+    packed = weight.reshape(rows, 2, columns // 2 // LANES, LANES).transpose(2, 0, 1, 3)
+    return np.ascontiguousarray(packed.reshape(-1, rows, 2 * LANES))
+
+
+def words(packed):
+    """Pack panels as pairs of bfloat16 numbers."""
+    halves = rounded(packed).view(np.uint32) >> 16
+    halves = halves.reshape(len(packed), -1, 2, WORDS, 2, LANES)  # panel, block, half, pair, side, column
+    return np.ascontiguousarray((halves[:, :, 0] | halves[:, :, 1] << 16).transpose(0, 1, 3, 2, 4))
+
+
+def run(function, arrays, output, dtype=np.float32):
+    """Run a kernel on arrays of any type; float outputs are full of NaN before."""
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    library = tvm.compile(module, target=resolve_target("llvm").target)
+    result = tvm.runtime.tensor(np.full(output, np.nan if dtype == np.float32 else 7, dtype))
+    library["main"](*(tvm.runtime.tensor(x) for x in arrays), result)
+    return result.numpy()
+
+
+def activate(x, activation):
+    """Apply an activation in float64."""
+    gelu = np.vectorize(lambda v: 0.5 * v * math.erfc(-v / math.sqrt(2)))
+    if activation == "geglu":
+        value, gate = np.split(x, 2, axis=1)
+        return value * gelu(gate)
+    return {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "gelu": gelu}[activation](x)
+
+
+def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0):
+    """Return the kernel's result, the reference, and the sum of the magnitudes that were added up."""
+    random = np.random.default_rng(seed)
+    small = (shape.batch, shape.height // shape.upsample, shape.width // shape.upsample, shape.inputs)
+    x = (random.standard_normal(small) * size).astype(np.float32)
+    w = random.standard_normal((*shape.kernel, shape.inputs, shape.outputs)).astype(np.float32)
+    added = [(random.standard_normal((rows, shape.outputs)) * size).astype(np.float32) for rows in operand_rows]
+    matrix = w.reshape(-1, shape.outputs)
+    packed = gated_panels(matrix) if activation == "geglu" else panels(matrix, 2 * LANES)
+    output = (shape.pixels, shape.outputs // 2 if activation == "geglu" else shape.outputs)
+    weight = words(packed) if machine_.parts == 1 else packed
+    result = run(tile_conv2d(shape, operand_rows, machine_, activation), [x, weight, *added], output)
+    if machine_.parts == 1:
+        x, w = rounded(x), rounded(w)
+    x = x.repeat(shape.upsample, axis=1).repeat(shape.upsample, axis=2)
+    reference, magnitude = (
+        reference_conv2d(of(x), of(w), shape.stride, shape.padding).reshape(shape.pixels, -1)
+        for of in (lambda a: a, np.abs)
+    )
+    for operand in added:
+        whole = operand.astype(np.float64).repeat(shape.pixels // len(operand), axis=0)
+        reference, magnitude = reference + whole, magnitude + np.abs(whole)
+    largest = float(magnitude.max())
+    if activation == "geglu":  # a product of two sums
+        largest *= max(1.0, float(np.abs(reference).max()))
+    return result, activate(reference, activation), largest
+
+
+@st.composite
+def shapes(draw):
+    upsample = draw(st.sampled_from([1, 1, 2]))
+    stride = draw(st.sampled_from([1, 2]))
+    shape = ConvShape(
+        batch=draw(st.integers(1, 3)),
+        height=draw(st.integers(1, 9)) * upsample,
+        width=draw(st.one_of(st.integers(1, 9), st.integers(20, 37))) * upsample,
+        inputs=BLOCK * draw(st.integers(1, 3)),
+        outputs=draw(st.one_of(st.integers(1, 40), st.sampled_from([64, 127]))),
+        kernel=draw(st.sampled_from([(1, 1), (3, 3), (2, 3)])),
+        stride=(stride, stride),
+        padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),
+        upsample=upsample,
+    )
+    assume(all(extent >= size for extent, size in zip(shape.padded, shape.kernel, strict=True)))
+    assume(shape.pixels >= 16 and accepts(shape, machine()))  # so that not all of it is padding
+    return shape
+
+
+@needs_tiles
+@settings(deadline=None, max_examples=20)
+@given(
+    shape=shapes(),
+    parts=st.sampled_from([1, 2]),
+    cores=st.integers(1, 3),
+    cache=st.sampled_from([1, 1 << 15, 1 << 20]),
+    operands=st.lists(st.sampled_from(["bias", "time", "residual"]), max_size=3, unique=True),
+    size=st.sampled_from([1.0, 1e30, 1e-30]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_and_magnitude(shape, parts, cores, cache, operands, size, seed):
+    """A small cache takes the channels in several groups."""
+    rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
+    operand_rows = tuple(rows[name] for name in operands)
+    result, reference, scale = convolve(shape, operand_rows, machine(parts, cores, cache), size=size, seed=seed)
+    assert_near(result, reference, scale, RELATIVE[parts])
+
+
+@needs_tiles
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(("activation", "outputs"), [("silu", 45), ("gelu", 45), ("geglu", 96)])
+def test_multiply_with_an_activation(activation, outputs, parts):
+    """A multiply is the convolution of a picture one pixel wide."""
+    shape = ConvShape(1, 70, 1, 64, outputs, (1, 1), (1, 1), (0, 0, 0, 0))
+    result, reference, scale = convolve(shape, (1, 70), machine(parts, cores=3), activation)
+    assert_near(result, reference, scale, RELATIVE[parts])
+
+
+@needs_tiles
+@pytest.mark.parametrize("cache", [1 << 15, 1 << 20])
+def test_several_stripes_of_several_pictures(cache):
+    """Pictures of more pixels than a stripe, whose last stripe is shorter."""
+    shape = ConvShape(2, 37, 29, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
+    assert shape.pixels > STRIPE
+    result, reference, scale = convolve(shape, (1,), machine(cache=cache))
+    assert_near(result, reference, scale, RELATIVE[2])
+
+
+@needs_tiles
+@pytest.mark.parametrize("parts", [1, 2])
+def test_denormals_count_as_nothing(parts):
+    """The tile registers flush them: an absolute error of at most the smallest normal number a product."""
+    shape = ConvShape(1, 5, 7, 32, 33, (3, 3), (1, 1), (1, 1, 1, 1))
+    result, reference, _ = convolve(shape, (), machine(parts), size=1e-39)
+    products, largest_weight = 9 * shape.inputs, 6.0
+    assert np.abs(result - reference).max() <= products * largest_weight * 2.0**-126
+
+
+@needs_tiles
+def test_words_hold_the_rounded_numbers_k_and_k_plus_16():
+    weight = np.random.default_rng(0).standard_normal((3, 64, 32)).astype(np.float32)
+    result = run(pack_words(3, 64, machine(parts=1)), [weight], (3, 2, 2, WORDS, WORDS), np.uint32)
+    assert np.array_equal(result, words(weight))
+    first = (result[1, 1, 0, 5, 7] << 16).view(np.float32)
+    second = (result[1, 1, 0, 5, 7] & np.uint32(0xFFFF0000)).view(np.float32)
+    assert (first, second) == (rounded(weight)[1, BLOCK + 5, 7], rounded(weight)[1, BLOCK + WORDS + 5, 7])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_code_for_a_cpu_with_tiles(parts):
+    """Compiles anywhere, and multiplies in tile registers; other machines keep the kernels of vectors."""
+    cpu = resolve_target(json.dumps({"kind": "llvm", "mcpu": "sapphirerapids", "num-cores": 2}))
+    shape = ConvShape(1, 8, 8, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
+    assert accepts(shape, cpu.machine)
+    assert not accepts(shape, resolve_target(json.dumps({"kind": "llvm", "mcpu": "skylake-avx512"})).machine)
+    kernel = tile_conv2d(shape, (1,), machine(parts)).with_attr("global_symbol", "main")
+    assembly = tvm.compile(tvm.IRModule({"main": kernel}), target=cpu.target).mod.inspect_source("asm")
+    assert all(name in assembly for name in ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease"))
