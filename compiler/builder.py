@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def _verified(
         + ", ".join(f"{origin} {share:.1%}" for origin, share in shares.items()),
         flush=True,
     )
-    return dataclasses.replace(entry, psnr={k: round(v, 2) for k, v in parity.psnr.items()}, time_share=shares)
+    return replace(entry, psnr={k: round(v, 2) for k, v in parity.psnr.items()}, time_share=shares)
 
 
 def build(config: BuildConfig) -> Path:
@@ -112,6 +112,7 @@ def build(config: BuildConfig) -> Path:
     start = time.perf_counter()
     cpu = resolve_target(config.target, config.dtype)
     require_runs_here(cpu)
+    cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
     torch.set_num_threads(set_num_threads(config.num_threads))
     checkpoint = load_checkpoint(config.model)
     size = (

@@ -11,6 +11,7 @@ OPTIMISATIONS = {
     "split_float32": "multiplies and convolutions as three products of bfloat16 parts where the CPU has AMX",
     "winograd": "3x3 convolutions with fewer multiplies, weights transformed in cache",
     "flash_attention": "attention without a stored score matrix",
+    "fused_softmax": "softmax in one pass over memory, where scores are stored",
     "fused_groupnorm": "GroupNorm and SiLU in two passes over memory",
     "fused_layernorm": "LayerNorm in one pass over memory",
     "cached_context": "keys and values of cross-attention computed once a picture, not once a step",

@@ -44,9 +44,9 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         Step("graph", transform.EliminateCommonSubexpr()),
         Step("graph", transform.DeadCodeElimination()),
         # Phase 2: operator + shape + target -> kernel of ours and its packing; what is done once a picture leaves.
-        Step("dispatch", Dispatch(cpu.machine, on)),
-        Step("dispatch", DecomposeAttention()),
+        Step("dispatch", DecomposeAttention(cpu.machine, on)),
         Step("dispatch", Simplify()),
+        Step("dispatch", Dispatch(cpu.machine, on)),
         Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),
         # Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare.

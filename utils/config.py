@@ -15,6 +15,7 @@ DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
 CPU_DTYPES = ("float32", "bfloat16")
+WINOGRAD_TILES = ("2", "4", "6")
 ATTENTIONS = ("math", "sdpa", "xformers")
 MAX_STEPS = 1000
 MAX_SIZE = 8192
@@ -62,6 +63,7 @@ class BuildConfig:
     batch_size: int = flag(1, "pictures made by one call")
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
     dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX")
+    winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
 
@@ -70,6 +72,8 @@ class BuildConfig:
         _check_size("--width", self.width)
         _check_range("--batch-size", self.batch_size, 1, 64)
         choose("--dtype", self.dtype, CPU_DTYPES)
+        if self.winograd_tile is not None:
+            choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
         _check_range("--num-threads", self.num_threads, 1, 1024)
         _check_writable("--output-dir", self.output_dir)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels.tir import Value, pointer
+from compiler.kernels.tir import Value, local, pointer
 
 SIDE = 16  # rows and columns of a tile register
 TILE = 2 * SIDE  # rows and columns of a result
@@ -38,9 +38,9 @@ def configure() -> None:
     words = [PALETTE, 0, 0, 0]
     words += [ROW_BYTES | ROW_BYTES << 16] * (REGISTERS // 2) + [0] * 4
     words += [SIDE * 0x01010101] * (REGISTERS // 4) + [0] * 2
-    table = T.alloc_buffer((len(words),), "int32", scope="local", layout=None)
-    for index, word in enumerate(words):
-        T.buffer_store(table, T.int32(word), [index])
+    table = local(len(words))
+    for index, word in enumerate(words):  # TVM can't reinterpret a zero
+        T.buffer_store(table, T.reinterpret("float32", T.int32(word)) if word else T.float32(0), [index])
     _call("ldtilecfg", pointer(table, [0]))
 
 

@@ -46,6 +46,11 @@ class ConvShape:
         return self.batch * math.prod(self.result)
 
     @property
+    def multiplies(self) -> int:
+        """Multiply-adds of the direct convolution: the unit of every kernel's estimated cost."""
+        return self.pixels * math.prod(self.kernel) * self.inputs * self.outputs
+
+    @property
     def padded(self) -> tuple[int, ...]:
         """Height and width with padding."""
         top, left, bottom, right = self.padding

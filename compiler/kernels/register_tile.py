@@ -19,7 +19,8 @@ class Machine:
     """What a kernel needs to know of the CPU, and how exactly it shall multiply.
 
     float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, whether there are AMX's
-    tile registers, and into how many bfloat16 parts these split a float32 number: 2 keep its accuracy, 1 does not.
+    tile registers, into how many bfloat16 parts these split a float32 number (2 keep its accuracy, 1 does not), and
+    the m of Winograd's F(m x m) where --winograd-tile asks for one.
     """
 
     lanes: int
@@ -28,6 +29,7 @@ class Machine:
     cache: int = 1 << 20
     tiles: bool = False
     parts: int = 2
+    winograd_tile: int | None = None
 
     @property
     def rows(self) -> int:

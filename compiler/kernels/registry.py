@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 
 from compiler.graph import static_shape
+from compiler.kernels import tile_attention, tile_conv2d, winograd
 from compiler.kernels.conv2d import ConvShape, conv2d
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.flash_attention import AttentionShape, flash_attention
@@ -18,10 +19,8 @@ from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.layer_norm import layer_norm
 from compiler.kernels.matmul import matmul
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.softmax import softmax
 from compiler.kernels.split import BLOCK, WORDS
-from compiler.kernels.tile_conv2d import accepts as fills_tiles
-from compiler.kernels.tile_conv2d import pack_words, tile_conv2d
-from compiler.kernels.winograd import cheapest_tile, winograd
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
 KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form
@@ -59,7 +58,8 @@ class Fused:
 class Entry:
     """A kernel in the registry, used while all of ``optimisations`` are on.
 
-    ``accepts`` looks at a call and at the machine; ``plan`` makes the kernel's call. ``adds``, ``activations`` and
+    ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
+    operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations`` and
     ``upsamples`` tell what the kernel can do besides; activations only where the optimisation ``fuses`` is on.
     """
 
@@ -67,6 +67,7 @@ class Entry:
     operator: str
     accepts: Callable[[relax.Call, IsWeight, Machine], bool]
     plan: Callable[[relax.Call, Fused, Machine], Plan]
+    cost: Callable[[relax.Call, Machine], float] = lambda _call, _machine: 0.0
     adds: bool = False
     activations: tuple[str, ...] = ()
     upsamples: bool = False
@@ -123,7 +124,7 @@ def _matmul_shape(call: relax.Call) -> ConvShape:
 
 
 def _accepts_tile_matmul(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_matmul(call, is_weight, machine) and fills_tiles(_matmul_shape(call), machine)
+    return _accepts_matmul(call, is_weight, machine) and tile_conv2d.accepts(_matmul_shape(call), machine)
 
 
 def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
@@ -142,13 +143,14 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machi
         data = builder.emit(relax.op.reshape(data, [shape.batch, *size, shape.inputs]))
         if machine.parts == 1:
             panels, rows, _ = static_shape(weight)
-            pack = builder.add_func(pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words"), "pack_words")
+            function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
+            pack = builder.add_func(function, "pack_words")
             words = relax.TensorType([panels, rows // BLOCK, 2, WORDS, WORDS], "uint32")
             weight = builder.emit(relax.call_tir(pack, [weight], words))
         return [data, weight, *added]
 
     arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation)
-    return Plan(name, tile_conv2d, arguments, operands, plan.output)
+    return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output)
 
 
 def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
@@ -201,7 +203,7 @@ def _conv_operands(
 
 
 def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_conv2d(call, is_weight, machine) and fills_tiles(_conv_shape(call), machine)
+    return _accepts_conv2d(call, is_weight, machine) and tile_conv2d.accepts(_conv_shape(call), machine)
 
 
 def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
@@ -210,31 +212,64 @@ def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
 
 
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_conv2d(call, is_weight, machine) and cheapest_tile(_conv_shape(call), machine) is not None
+    return _accepts_conv2d(call, is_weight, machine) and winograd.accepts(_conv_shape(call), machine)
 
 
 def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     shape = _conv_shape(call)
-    tile = cheapest_tile(shape, machine)
+    tile, _ = winograd.cheapest_tile(shape, machine)
     arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
     operands = _conv_operands(call, fused, machine)
-    return Plan(f"winograd_{tile}", winograd, arguments, operands, [shape.pixels, shape.outputs])
+    return Plan(f"winograd_{tile}", winograd.winograd, arguments, operands, [shape.pixels, shape.outputs])
 
 
 def _accepts_attention(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
     return call.attrs.window_size is None and _is_float32(*call.args)
 
 
-def _plan_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+def _attention_shape(call: relax.Call) -> AttentionShape:
     query, key, value = call.args
     batch, queries, heads, size = static_shape(query)
     keys, value_size = static_shape(key)[1], static_shape(value)[-1]
     scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
     offsets = {"None": None, "TopLeft": 0, "BottomRight": keys - queries}
-    shape = AttentionShape(batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)])
+    return AttentionShape(batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)])
+
+
+def _plan_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    shape = _attention_shape(call)
     arguments = (shape, machine.lanes, machine.registers)
-    output = [batch, queries, heads, value_size]
-    return Plan("flash_attention", flash_attention, arguments, lambda _builder: [query, key, value], output)
+    return Plan("flash_attention", flash_attention, arguments, lambda _builder: list(call.args), shape.output)
+
+
+def _accepts_tile_attention(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_attention(call, is_weight, machine) and tile_attention.accepts(_attention_shape(call), machine)
+
+
+def _plan_tile_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    shape = _attention_shape(call)
+    return Plan(
+        "tile_attention",
+        tile_attention.tile_attention,
+        (shape, machine),
+        lambda _builder: list(call.args),
+        shape.output,
+    )
+
+
+def _accepts_softmax(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    rank = len(static_shape(call.args[0]))
+    return int(call.attrs.axis) % rank == rank - 1 and _is_float32(*call.args)
+
+
+def _plan_softmax(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    *leading, columns = static_shape(call.args[0])
+    shape = [math.prod(leading), columns]
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(call.args[0], shape))]
+
+    return Plan("softmax", softmax, (*shape, machine), operands, shape)
 
 
 def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
@@ -275,36 +310,48 @@ def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
     return Plan("layer_norm", layer_norm, arguments, operands, [rows, channels])
 
 
+def _multiplies(call: relax.Call, _machine: Machine) -> float:
+    return (_matmul_shape if call.op.name == "relax.matmul" else _conv_shape)(call).multiplies
+
+
+TAIL: dict[str, Any] = {"adds": True, "activations": ("silu", "gelu", GEGLU), "fuses": "fused_gelu"}
 REGISTRY = (
     Entry(
         ("split_float32", "packed_weights"),
         "relax.matmul",
         _accepts_tile_matmul,
         _plan_tile_matmul,
-        adds=True,
-        activations=("silu", "gelu", GEGLU),
-        fuses="fused_gelu",
+        lambda call, machine: tile_conv2d.cost(_matmul_shape(call), machine),
+        **TAIL,
     ),
-    Entry(
-        ("packed_weights",),
-        "relax.matmul",
-        _accepts_matmul,
-        _plan_matmul,
-        adds=True,
-        activations=("silu", "gelu", GEGLU),
-        fuses="fused_gelu",
-    ),
+    Entry(("packed_weights",), "relax.matmul", _accepts_matmul, _plan_matmul, _multiplies, **TAIL),
     Entry(
         ("split_float32", "packed_weights"),
         "relax.nn.conv2d",
         _accepts_tile_conv2d,
         _plan_tile_conv2d,
+        lambda call, machine: tile_conv2d.cost(_conv_shape(call), machine),
         adds=True,
         upsamples=True,
     ),
-    Entry(("winograd",), "relax.nn.conv2d", _accepts_winograd, _plan_winograd, adds=True),
-    Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, adds=True),
-    Entry(("flash_attention",), "relax.nn.attention", _accepts_attention, _plan_attention),
+    Entry(
+        ("winograd",),
+        "relax.nn.conv2d",
+        _accepts_winograd,
+        _plan_winograd,
+        lambda call, machine: winograd.cheapest_tile(_conv_shape(call), machine)[1],
+        adds=True,
+    ),
+    Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, _multiplies, adds=True),
+    Entry(("split_float32", "flash_attention"), "relax.nn.attention", _accepts_tile_attention, _plan_tile_attention),
+    Entry(
+        ("flash_attention",),
+        "relax.nn.attention",
+        _accepts_attention,
+        _plan_attention,
+        lambda _call, _machine: 1.0,
+    ),
+    Entry(("fused_softmax",), "relax.nn.softmax", _accepts_softmax, _plan_softmax),
     Entry(
         ("fused_groupnorm",),
         "relax.nn.group_norm",
@@ -318,11 +365,9 @@ REGISTRY = (
 
 
 def find(call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, bool]) -> Entry | None:
-    """Return the entry that takes ``call``, if its optimisation is on."""
+    """Return the cheapest entry that takes ``call``, of those whose optimisations are on."""
     if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
         return None
-    for entry in REGISTRY:
-        wanted = call.op.name == entry.operator and all(on[name] for name in entry.optimisations)
-        if wanted and entry.accepts(call, is_weight, machine):
-            return entry
-    return None
+    wanted = (e for e in REGISTRY if e.operator == call.op.name and all(on[name] for name in e.optimisations))
+    taking = [entry for entry in wanted if entry.accepts(call, is_weight, machine)]
+    return min(taking, key=lambda entry: entry.cost(call, machine), default=None)

@@ -51,11 +51,11 @@ class _TileAttention:
         self.rows = -(-shape.value_size // WORDS) * WORDS  # of O^T
         self.key_tiles = -(-shape.keys // BLOCK)
         self.blocks = -(-shape.queries // amx.TILE)
-        self.group = min(QUERY_BLOCKS, self.blocks)
+        heads = shape.batch * shape.heads
+        self.group = min(QUERY_BLOCKS, -(-self.blocks * heads // machine.cores), self.blocks)
         self.groups = -(-self.blocks // self.group)
         words = self.key_tiles * (self.sizes * BLOCK + self.rows) * amx.ROW_BYTES * self.parts
         self.near = shape.heads * words <= machine.cache
-        heads = shape.batch * shape.heads
         balanced = -(-heads // machine.cores) * machine.cores <= heads * (1 + IDLE)
         self.whole = balanced and not self.near
 
@@ -88,7 +88,7 @@ class _TileAttention:
 
     def _words(self, heads: int) -> None:
         keys, values = (heads, self.key_tiles, self.sizes, BLOCK, WORDS), (heads, self.key_tiles, self.rows, WORDS)
-        self.k_words, self.v_words = ([scratch(shape, "uint32") for _ in range(self.parts)] for shape in (keys, values))
+        self.k_words, self.v_words = ([scratch(shape) for _ in range(self.parts)] for shape in (keys, values))
 
     def _store_words(self, buffers: Sequence[Value], words: Sequence[Value], *index: Value) -> None:
         for buffer, value in zip(buffers, words, strict=True):
@@ -145,8 +145,8 @@ class _TileAttention:
 
     def _allocate(self) -> None:
         key_tiles = min(KEY_TILES, self.key_tiles)
-        self.q_words = [scratch((self.group, self.sizes, 2, WORDS, WORDS), "uint32") for _ in range(self.parts)]
-        self.p_words = [scratch((key_tiles, 2, WORDS, WORDS), "uint32") for _ in range(self.parts)]
+        self.q_words = [scratch((self.group, self.sizes, 2, WORDS, WORDS)) for _ in range(self.parts)]
+        self.p_words = [scratch((key_tiles, 2, WORDS, WORDS)) for _ in range(self.parts)]
         self.ot = local(self.group * self.rows, amx.TILE)  # a scope for floats: memory is shared within one
         self.scores = local(key_tiles * BLOCK, amx.TILE)
         self.top, self.total = local(self.group, amx.TILE), local(self.group, amx.TILE)

@@ -11,6 +11,7 @@ A multiply is the convolution of a picture one pixel wide. Nearest upsampling be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import tvm.tirx.script.builder.ir as T
@@ -27,6 +28,8 @@ CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
 STRIPE = 512  # pixels of a stripe that pay for splitting the weights anew
 ROWS = 4  # rows of a stripe at least: it also splits the rows that its kernel overlaps with
 WORD_BYTES = 4
+SPEED = {1: 0.15, 2: 0.35}  # time of a product, by parts, in multiply-adds of vector registers; measured
+SPLIT_COST = 6  # multiply-adds in whose time one number is split
 
 
 def even(count: int, limit: int) -> int:
@@ -35,9 +38,16 @@ def even(count: int, limit: int) -> int:
 
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:
-    """Tell whether the kernel takes the convolution, and has enough rows to fill a tile."""
-    square = shape.stride[0] == shape.stride[1]
-    return machine.tiles and shape.inputs % BLOCK == 0 and square and shape.pixels >= amx.SIDE
+    """Tell whether the kernel takes the convolution: whole blocks of channels, and the same stride both ways."""
+    return machine.tiles and shape.inputs % BLOCK == 0 and shape.stride[0] == shape.stride[1]
+
+
+def cost(shape: ConvShape, machine: Machine) -> float:
+    """Estimate the time in multiply-adds of vector registers, dropped columns and half-empty tiles included."""
+    (height, width), (_, padded) = shape.result, shape.padded
+    used = shape.batch * (height - 1) * padded + width
+    products = amx.SIDE * -(-used // amx.SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
+    return products * SPEED[machine.parts] + SPLIT_COST * (shape.pixels * shape.inputs + products // used)
 
 
 class _TileConv2d:
@@ -100,11 +110,11 @@ class _TileConv2d:
     def _allocate(self) -> None:
         pixels = self.pictures * self.needed * self.shape.padded[1] + amx.TILE * self.stride  # tiles reach over the end
         sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * amx.TILE
-        self.left = [scratch((self.group, pixels, WORDS), "uint32") for _ in range(self.parts)]
+        self.left = [scratch((self.group, pixels, WORDS)) for _ in range(self.parts)]
         if self.parts == 1:
             self.right = [self.w]
         else:
-            self.right = [scratch((self.chunk, 2, WORDS, WORDS), "uint32") for _ in range(self.parts)]
+            self.right = [scratch((self.chunk, 2, WORDS, WORDS)) for _ in range(self.parts)]
         self.sums = scratch((sums, amx.TILE))
         self.registers = RegisterTile(self.machine, self.sums)
 
@@ -129,7 +139,7 @@ class _TileConv2d:
                         self._store_words(self.left, pair, block, pixel, 0)
                     with T.Else():
                         for words in self.left:
-                            T.buffer_store(words, T.broadcast(T.uint32(0), WORDS), [block, pixel, T.ramp(0, 1, WORDS)])
+                            T.buffer_store(words, self.v.all(0.0), [block, pixel, T.ramp(0, 1, WORDS)])
 
     def _store_words(self, buffers: Sequence[Value], pair: Sequence[Value], *index: Value) -> None:
         for words, value in zip(buffers, split(pair[0], pair[1], self.parts), strict=True):
@@ -218,6 +228,7 @@ def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:
         with T.parallel(panels) as panel, T.serial(rows // BLOCK) as block, T.serial(WORDS) as pair:
             for side in range(2):
                 both = [v.load(weight, panel, block * BLOCK + pair + half, side * WORDS) for half in (0, WORDS)]
-                v.store(words, split(both[0], both[1], 1)[0], panel, block, side, pair, 0)
+                bits = T.reinterpret(f"uint32x{WORDS}", split(both[0], both[1], 1)[0])
+                v.store(words, bits, panel, block, side, pair, 0)
 
     return prim_func(body)

@@ -44,9 +44,9 @@ def local(*shape: int) -> Value:
     return T.alloc_buffer(shape, "float32", scope="local", layout=None)
 
 
-def scratch(shape: Sequence[int], dtype: str = "float32") -> Value:
-    """Allocate memory of a parallel task, too large for the stack; its contents are undefined."""
-    return T.alloc_buffer(tuple(shape), dtype, scope="global", layout=None)
+def scratch(shape: Sequence[int]) -> Value:
+    """Allocate float32 memory of a parallel task, too large for the stack; its contents are undefined."""
+    return T.alloc_buffer(tuple(shape), "float32", scope="global", layout=None)
 
 
 def pointer(buffer: Value, index: Sequence[Value]) -> Value:

@@ -268,17 +268,17 @@ def _cost(shape: ConvShape, machine: Machine, m: int) -> float:
     return points * (multiplies + TRANSFORM_COST * transforms)
 
 
-def cheapest_tile(shape: ConvShape, machine: Machine) -> int | None:
-    """Return the m of the cheapest F(m x m), or None where direct convolution is cheaper or the kernel can't take it.
-
-    It takes 3x3, stride 1, whole vectors of inputs and whole panels of outputs.
-    """
+def accepts(shape: ConvShape, machine: Machine) -> bool:
+    """Tell whether the kernel takes it: 3x3, stride 1, whole vectors of inputs and whole panels of outputs."""
     plain = shape.kernel == (3, 3) and shape.stride == (1, 1)
-    if not plain or shape.inputs % machine.lanes or shape.outputs % machine.panel:
-        return None
-    costs = {m: _cost(shape, machine, m) for m in OUTPUT_TILES}
-    best = min(costs, key=lambda m: costs[m])
-    return best if costs[best] < 9 * shape.pixels * shape.inputs * shape.outputs else None
+    return plain and shape.inputs % machine.lanes == 0 and shape.outputs % machine.panel == 0
+
+
+def cheapest_tile(shape: ConvShape, machine: Machine) -> tuple[int, float]:
+    """Return m and estimated cost of the cheapest F(m x m), or of the one that the machine is told to use."""
+    if machine.winograd_tile is not None:
+        return machine.winograd_tile, 0.0
+    return min(((m, _cost(shape, machine, m)) for m in OUTPUT_TILES), key=lambda choice: choice[1])
 
 
 def winograd(shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int) -> tirx.PrimFunc:

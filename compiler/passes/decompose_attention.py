@@ -1,4 +1,4 @@
-"""Attention that no kernel took becomes plain multiplies and a softmax."""
+"""Attention that no kernel takes becomes plain multiplies and a softmax."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.graph import is_op, static_shape
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.registry import find
 
 MASKED = np.float32(-1e30)  # finite, so that a row that is masked everywhere gives a number, not NaN
 
 
 @mutator
 class _Decomposer(PyExprMutator):
+    def __init__(self, module: tvm.IRModule, machine: Machine, on: dict[str, bool]) -> None:
+        super().__init__(module)
+        self.machine, self.on = machine, on
+
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = self.visit_expr_post_order(call)
         if not is_op(call, "relax.nn.attention") and not is_op(call, "relax.nn.attention_bias"):
+            return call
+        if find(call, lambda _expr: False, self.machine, self.on) is not None:
             return call
         query, key, value = call.args[:3]
         (_, queries, _, size), keys = static_shape(query), static_shape(key)[1]
@@ -41,8 +49,12 @@ class _Decomposer(PyExprMutator):
 class DecomposeAttention:
     """``nn.attention`` on [B, tokens, heads, size] -> matmul, softmax over the keys, matmul."""
 
+    def __init__(self, machine: Machine, on: dict[str, bool]) -> None:
+        self.machine = machine
+        self.on = on
+
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        decomposer = _Decomposer(module)
+        decomposer = _Decomposer(module, self.machine, self.on)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
                 decomposer.builder_.update_func(variable, decomposer.visit_expr(function))

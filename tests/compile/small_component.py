@@ -101,11 +101,16 @@ def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.F
     )
 
 
-def save(component: Component, folder: Path, disable: str = "") -> artifact.Component:
+def component_of(module: nn.Module, x: torch.Tensor) -> Component:
+    """Return a component with one function ``main`` of one input."""
+    return Component("small", module.eval().requires_grad_(False), (Function("main", (("x", x),)),))
+
+
+def save(component: Component, folder: Path, disable: str = "", cpu: Cpu = CPU) -> artifact.Component:
     """Compile ``component`` into ``folder`` and return its entry in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     traced = trace(component)
-    return write_component(traced, compile_component(traced, CPU, enabled(disable), None), folder)
+    return write_component(traced, compile_component(traced, cpu, enabled(disable), None), folder)
 
 
 def load(entry: artifact.Component, name: str, folder: Path) -> Engine:
@@ -116,6 +121,6 @@ def load(entry: artifact.Component, name: str, folder: Path) -> Engine:
     return Engine(artifact.Artifact(folder), name, tvm.cpu())
 
 
-def parity(component: Component, folder: Path, disable: str = "") -> Parity:
+def parity(component: Component, folder: Path, disable: str = "", cpu: Cpu = CPU, dtype: str = "float32") -> Parity:
     """Compile, load and verify ``component``; below the floor this raises."""
-    return verify(component, load(save(component, folder, disable), component.name, folder), "float32")
+    return verify(component, load(save(component, folder, disable, cpu), component.name, folder), dtype)

@@ -1,0 +1,103 @@
+"""Which kernel an operator gets, by shape, machine and flags, and that the result is right with it."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+import tvm
+from small_component import CPU, WITHOUT_TILES, after, component_of, parity
+from torch import nn
+
+from compiler.kernels.conv2d import ConvShape
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.registry import KERNEL
+from compiler.kernels.tile_conv2d import cost
+from compiler.optimisations import enabled
+from compiler.target import resolve_target
+from utils.errors import UserError
+
+needs_tiles = pytest.mark.skipif(not CPU.machine.tiles, reason="this CPU has no AMX")
+
+
+class Upsampled(nn.Module):
+    """Two convolutions with nearest upsampling between them."""
+
+    def __init__(self, channels=64):
+        super().__init__()
+        self.before, self.after = nn.Conv2d(32, channels, 3, padding=1), nn.Conv2d(channels, 32, 3, padding=1)
+
+    def forward(self, x):
+        return self.after(nn.functional.interpolate(self.before(x), scale_factor=2.0))
+
+
+class Multiplied(nn.Module):
+    """A multiply of as many rows as the input has."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(320, 320)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+def kernels(module: tvm.IRModule) -> Counter:
+    """Count the functions of a module by kernel, those of the rule as None."""
+    functions = (f for _, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc))
+    return Counter(str(f.attrs[KERNEL]) if KERNEL in f.attrs else None for f in functions)
+
+
+@needs_tiles
+def test_upsampling_is_a_way_to_read(tmp_path):
+    component = component_of(Upsampled(), torch.randn(2, 32, 7, 9))
+    found = kernels(after(component, "dispatch"))
+    assert found["tile_conv2d"] == 2
+    assert "resize2d" not in after(component, "dispatch").script()
+    assert "resize2d" in after(component, "dispatch", cpu=WITHOUT_TILES).script()
+    assert parity(component, tmp_path).psnr["main"] >= 100
+
+
+@pytest.mark.parametrize(("rows", "kernel"), [(2, "matmul"), (400, "tile_matmul")])
+@needs_tiles
+def test_few_rows_do_not_fill_a_tile(rows, kernel):
+    assert kernels(after(component_of(Multiplied(), torch.randn(rows, 320)), "dispatch"))[kernel] == 1
+
+
+def test_the_estimate_counts_dropped_columns_and_half_empty_tiles():
+    machine = Machine(16, 32, 2, tiles=True)
+
+    def estimate(batch, side, padding=1, parts=2):
+        shape = ConvShape(batch, side, side, 64, 64, (3, 3), (1, 1), (padding,) * 4)
+        return cost(shape, replace(machine, parts=parts)) / shape.multiplies
+
+    assert estimate(1, 1) > 10 * estimate(1, 64)
+    assert estimate(1, 8) > estimate(1, 64)
+    assert estimate(1, 64, parts=1) < estimate(1, 64)
+    assert estimate(1, 64) < 1 < estimate(1, 1)
+
+
+@pytest.mark.parametrize("tile", [2, 4, 6])
+def test_winograd_tile_is_what_the_flag_says(tile, tmp_path):
+    cpu = replace(CPU, machine=replace(CPU.machine, winograd_tile=tile))
+    component = component_of(Upsampled(), torch.randn(2, 32, 7, 9))
+    assert kernels(after(component, "dispatch", cpu=cpu))[f"winograd_{tile}"] == 2
+    assert parity(component, tmp_path, cpu=cpu).psnr["main"] >= 60
+
+
+@needs_tiles
+def test_bfloat16_halves_the_weights(tmp_path):
+    cpu = resolve_target("llvm", "bfloat16")
+    component = component_of(Upsampled(), torch.randn(2, 32, 7, 9))
+    measured = parity(component, tmp_path, cpu=cpu, dtype="bfloat16").psnr["main"]
+    assert 35 <= measured < 80
+    words = [line for line in after(component, "dispatch", cpu=cpu).script().splitlines() if "uint32" in line]
+    assert words
+
+
+def test_bfloat16_needs_amx_and_what_uses_it():
+    with pytest.raises(UserError, match="--dtype bfloat16: the target lacks AMX"):
+        resolve_target('{"kind": "llvm", "mcpu": "haswell"}', "bfloat16")
+    with pytest.raises(UserError, match="needs layout and packed_weights and split_float32"):
+        enabled("split_float32", "bfloat16")
+    assert enabled("fusion", "bfloat16")["split_float32"]
