@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from models.components import Component
 from runtime.engine import Engine
+from runtime.quality import psnr
 from utils.errors import UserError
 
 FLOOR = {"float32": 60.0, "float16": 35.0, "bfloat16": 35.0}  # dB
-
-
-def psnr(reference: np.ndarray, result: np.ndarray) -> float:
-    """Return 20 log10(max|reference| / RMSE) in dB.
-
-    Minus infinity when a value is not finite, shapes differ or the reference is constant, which proves nothing.
-    """
-    if reference.shape != result.shape or not np.isfinite(result).all() or np.ptp(reference) == 0:
-        return -math.inf
-    error = math.sqrt(np.mean((reference.astype("float64") - result.astype("float64")) ** 2))
-    return math.inf if error == 0 else 20 * math.log10(np.abs(reference).max() / error)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from tvm import relax
 
 from compiler.graph import bindings, static_shape
 from compiler.passes.lift_context import CONTEXT, FIXED, LiftContext
-from compiler.verify import psnr, verify
+from compiler.verify import verify
 from models.checkpoint import load_checkpoint
 from models.components import Component, Function, components
+from runtime.quality import psnr
 
 OP = relax.op
 

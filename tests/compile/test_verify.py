@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from small_component import block_component, load, save
 
-from compiler.verify import FLOOR, psnr, verify
+from compiler.verify import FLOOR, verify
 from runtime import artifact
 from runtime.parameters import write_parameters
+from runtime.quality import psnr
 from utils.errors import UserError
 
 
