@@ -25,7 +25,7 @@ from runtime.quality import psnr
 from utils.errors import UserError
 
 OUTPUT = "output.npy"
-SAMPLE_SECONDS = 0.2  # a call that is shorter is repeated for so long; the first one wakes the threads
+SAMPLE_SECONDS = 0.2  # a call that is shorter is repeated for so long
 EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 
 Answer = dict[str, Any]
@@ -46,16 +46,18 @@ def convert(peer: Peer, components: list[str]) -> Answer:
 
 
 def sample(call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Return seconds of a call and its result. Of a short one, the median of several after it."""
-    start = time.perf_counter()
+    """Return seconds of a call and its result. Of a short one, the median of several.
+
+    One call goes before and is not counted: while others had their turns, the system may have taken this process's
+    pages out of memory, and reading them again is no part of a call.
+    """
     result = call()
-    seconds = [time.perf_counter() - start]
-    if seconds[0] < SAMPLE_SECONDS:
-        end, seconds = start + seconds[0] + SAMPLE_SECONDS, []
-        while not seconds or time.perf_counter() < end:
-            start = time.perf_counter()
-            result = call()
-            seconds.append(time.perf_counter() - start)
+    seconds: list[float] = []
+    end = time.perf_counter() + SAMPLE_SECONDS
+    while not seconds or time.perf_counter() < end:
+        start = time.perf_counter()
+        result = call()
+        seconds.append(time.perf_counter() - start)
     return statistics.median(seconds), result
 
 
