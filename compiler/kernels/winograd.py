@@ -24,7 +24,7 @@ from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, ste
 
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
 GROUP_BLOCKS = 8  # register tiles of tiles in a group
-EFFICIENCY = 0.6  # of the register tile beside transforms, as measured at large pictures
+EFFICIENCY = 0.65  # of the register tile beside transforms, as measured at large pictures
 TRANSFORM_COST = 12  # multiply-adds in whose time one element is transformed
 OUTPUT_TILES = (2, 4)
 CHANNEL_BLOCK = 32  # channels of weights transformed at a time

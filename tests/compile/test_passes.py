@@ -8,12 +8,13 @@ import tvm
 import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_component import ALL_ON, CPU, after, block_component
+from small_component import ALL_ON, CPU, WITHOUT_TILES, after, block_component
 from tvm import relax, tirx
 from tvm.script import ir as I
 from tvm.script import relax as R
 
 from compiler.kernels.registry import KERNEL
+from compiler.optimisations import enabled
 from compiler.passes.decompose_attention import DecomposeAttention
 from compiler.passes.dispatch import Dispatch
 from compiler.passes.lift_packing import LiftPacking
@@ -224,10 +225,13 @@ def attention(query, key, value, bias=0.0, causal=None, scale=None):
     return (weights / weights.sum(axis=-1, keepdims=True) @ v).transpose(0, 2, 1, 3)
 
 
+DECOMPOSE = DecomposeAttention(CPU.machine, enabled("flash_attention"))
+
+
 class TestAttention:
     SHAPES = ((2, 9, 3, 5), (2, 13, 3, 5), (2, 13, 3, 7))
 
-    @pytest.mark.parametrize("pass_", [DecomposeAttention(), Dispatch(CPU.machine, ALL_ON)])
+    @pytest.mark.parametrize("pass_", [DECOMPOSE, Dispatch(WITHOUT_TILES.machine, ALL_ON)])
     @pytest.mark.parametrize("causal", [None, "TopLeft", "BottomRight"])
     @pytest.mark.parametrize("scale", [None, 0.7])
     def test_decomposed_and_dispatched(self, pass_, causal, scale):
@@ -248,7 +252,7 @@ class TestAttention:
         assert operators(module) == ["nn.attention_bias"]
         inputs = draw(*self.SHAPES, (2, 3, 9, 13))
         expected = attention(*inputs[:3], bias=inputs[3])
-        np.testing.assert_allclose(run(DecomposeAttention()(module), *inputs), expected, atol=2e-6)
+        np.testing.assert_allclose(run(DECOMPOSE(module), *inputs), expected, atol=2e-6)
 
     def test_a_row_that_sees_nothing_is_a_number(self):
         """More queries than keys, aligned at the end: the first queries see no key."""
@@ -257,7 +261,7 @@ class TestAttention:
         def build(emit, q, k, v):
             return emit(relax.op.nn.attention(q, k, v, causal_mask="BottomRight"))
 
-        for pass_ in (DecomposeAttention(), Dispatch(CPU.machine, ALL_ON)):
+        for pass_ in (DECOMPOSE, Dispatch(CPU.machine, ALL_ON)):
             assert np.isfinite(run(pass_(written(build, *shapes)), *draw(*shapes))).all()
 
 
@@ -325,7 +329,7 @@ class TestLiftPacking:
 
 
 def dispatched(build, *shapes, weights, on=ALL_ON):
-    return Dispatch(CPU.machine, on)(written(build, *shapes, weights=weights))
+    return Dispatch(WITHOUT_TILES.machine, on)(written(build, *shapes, weights=weights))
 
 
 class TestDispatch:
