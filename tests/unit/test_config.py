@@ -102,6 +102,8 @@ def test_bad_sampling_flags(kind, argv, message):
         (BuildConfig, ["--width", "100"], "--width must be a multiple of 8 from 8 to 8192 pixels, not 100"),
         (BuildConfig, ["--width", "8200"], "--width"),
         (BuildConfig, ["--batch-size", "0"], "--batch-size"),
+        (BuildConfig, ["--dtype", "float16"], "--dtype 'float16' is unknown"),
+        (BuildConfig, ["--winograd-tile", "3"], "--winograd-tile '3' is unknown"),
         (BuildConfig, ["--num-threads", "0"], "--num-threads"),
         (BaselineConfig, ["--width", "12"], "--width must be a multiple of 8"),
         (BaselineConfig, ["--dtype", "float31"], "did you mean float32?"),
