@@ -14,6 +14,7 @@ from utils.errors import UserError, choose
 
 KINDS = ("auto", "llvm", "cuda")
 TILES = ("amx-tile", "amx-bf16")  # LLVM's names
+DOT = "avx512bf16"
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,29 @@ class Cpu:
 
 def _host() -> dict:
     options = {"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu(), "num-cores": physical_cores()}
-    if permit_tiles():  # LLVM may take the CPU for an older one
-        options["mattr"] = [f"+{feature}" for feature in TILES]
+    found = set(TILES if permit_tiles() else ())
+    found.update({DOT}.intersection(host_instruction_sets() or ()))
+    if found:  # LLVM may take the CPU for an older one
+        options["mattr"] = [f"+{feature}" for feature in sorted(found)]
     return options
+
+
+def _unit(features: set[str], dtype: str) -> str | None:
+    """Return the unit that multiplies bfloat16, where it pays: a dot product does not if float32 has to be split."""
+    if "avx512f" in features and features.issuperset(TILES):
+        return "amx"
+    if dtype != "bfloat16":
+        return None
+    if DOT in features:
+        return "dot"
+    raise UserError("--dtype bfloat16: the target has neither AMX (amx-tile, amx-bf16) nor avx512_bf16; use float32")
 
 
 def resolve_target(text: str, dtype: str = "float32") -> Cpu:
     """Turn the values of --target and --dtype into a CPU target.
 
     Raises:
-        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, cuda, or bfloat16 on a CPU without AMX.
+        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, cuda, or bfloat16 on a CPU that can't.
     """
     if text.lstrip().startswith("{"):
         options = _parse_json(text)
@@ -59,11 +73,9 @@ def resolve_target(text: str, dtype: str = "float32") -> Cpu:
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(target)}
     lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
     many = "avx512f" in features or "neon" in features
-    tiles = lanes == 16 and features.issuperset(TILES)
-    if dtype == "bfloat16" and not tiles:
-        raise UserError("--dtype bfloat16: the target lacks AMX (amx-tile, amx-bf16); use --dtype float32")
+    unit = _unit(features, dtype)
     parts = 1 if dtype == "bfloat16" else 2
-    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), tiles=tiles, parts=parts))
+    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), unit=unit, parts=parts))
 
 
 def require_runs_here(cpu: Cpu) -> None:

@@ -18,16 +18,16 @@ UNROLL = 4  # steps of the reduction written out
 class Machine:
     """What a kernel needs to know of the CPU, and how exactly it shall multiply.
 
-    float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, whether there are AMX's
-    tile registers, into how many bfloat16 parts these split a float32 number (2 keep its accuracy, 1 does not), and
-    the m of Winograd's F(m x m) where --winograd-tile asks for one.
+    float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, the unit that multiplies
+    bfloat16 ("amx" or "dot") if there is one that pays, into how many bfloat16 parts a float32 number is split for it
+    (2 keep its accuracy, 1 does not), and the m of Winograd's F(m x m) where --winograd-tile asks for one.
     """
 
     lanes: int
     registers: int
     cores: int
     cache: int = 1 << 20
-    tiles: bool = False
+    unit: str | None = None
     parts: int = 2
     winograd_tile: int | None = None
 

@@ -14,6 +14,7 @@ import tvm.tirx.script.builder.ir as T
 from compiler.kernels.tir import Value
 
 WORDS = 16  # words of a block, each of two numbers
+WORD_BYTES = 4
 BLOCK = 2 * WORDS  # numbers that one dot-product step takes
 HALF = 0x8000  # half of a bfloat16's last place
 UPPER = 0xFFFF0000

@@ -1,4 +1,4 @@
-"""Attention with an online softmax in AMX's tile registers: float32 split into bfloat16 parts on the way to them.
+"""Attention with an online softmax in tiles of words: float32 split into bfloat16 parts on the way to the multiply.
 
 As in flash_attention.py the queries sit in the vector lanes, and the score matrix is never stored. A block is 32
 queries; S^T = K Q^T and O^T += V^T P^T are products of 32 x 32 tiles. K's words are its own rows; those of V^T and Q^T
@@ -18,12 +18,13 @@ import numpy as np
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels import amx
 from compiler.kernels.flash_attention import MASKED, AttentionShape
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.shuffle import load_row, store_row, transpose
-from compiler.kernels.split import BLOCK, WORDS, split
+from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, scratch, tiles
+from compiler.kernels.unit import SIDE, TILE, Words
+from compiler.kernels.units import unit
 
 KEY_TILES = 2  # of 32 keys a block: its scores and exponentials stay in the first cache level
 QUERY_BLOCKS = 8  # query blocks that share a block of keys in the first cache level
@@ -36,7 +37,7 @@ UNROLL = 4  # keys of which the maximum is taken at once
 
 def accepts(shape: AttentionShape, machine: Machine) -> bool:
     """Tell whether the kernel takes the attention."""
-    return machine.tiles
+    return machine.unit is not None
 
 
 class _TileAttention:
@@ -44,17 +45,18 @@ class _TileAttention:
 
     def __init__(self, shape: AttentionShape, machine: Machine) -> None:
         self.shape, self.parts = shape, machine.parts
+        self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
         fit = np.polynomial.Chebyshev.interpolate(np.exp2, EXP2_DEGREE[machine.parts], domain=[0, 1])
         self.coefficients = [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
         self.sizes = -(-shape.size // BLOCK)  # steps of the product of queries and keys
         self.rows = -(-shape.value_size // WORDS) * WORDS  # of O^T
         self.key_tiles = -(-shape.keys // BLOCK)
-        self.blocks = -(-shape.queries // amx.TILE)
+        self.blocks = -(-shape.queries // TILE)
         heads = shape.batch * shape.heads
         self.group = min(QUERY_BLOCKS, -(-self.blocks * heads // machine.cores), self.blocks)
         self.groups = -(-self.blocks // self.group)
-        words = self.key_tiles * (self.sizes * BLOCK + self.rows) * amx.ROW_BYTES * self.parts
+        words = self.key_tiles * (self.sizes * BLOCK + self.rows) * WORD_BYTES * WORDS * self.parts
         self.near = shape.heads * words <= machine.cache
         balanced = -(-heads // machine.cores) * machine.cores <= heads * (1 + IDLE)
         self.whole = balanced and not self.near
@@ -132,7 +134,7 @@ class _TileAttention:
         """Attend of the queries of some groups."""
         self.n, self.h, self.slot = head // self.shape.heads, head % self.shape.heads, slot
         self._allocate()
-        amx.configure()
+        self.unit.configure()
         with groups as group:
             self.first = group * self.group
             self.count = T.min(self.group, self.blocks - self.first)
@@ -141,19 +143,19 @@ class _TileAttention:
             tiles(self.key_tiles, min(KEY_TILES, self.key_tiles), self._key_block)
             with T.serial(self.count) as block:
                 self._store(block)
-        amx.release()
+        self.unit.release()
 
     def _allocate(self) -> None:
         key_tiles = min(KEY_TILES, self.key_tiles)
         self.q_words = [scratch((self.group, self.sizes, 2, WORDS, WORDS)) for _ in range(self.parts)]
         self.p_words = [scratch((key_tiles, 2, WORDS, WORDS)) for _ in range(self.parts)]
-        self.ot = local(self.group * self.rows, amx.TILE)  # a scope for floats: memory is shared within one
-        self.scores = local(key_tiles * BLOCK, amx.TILE)
-        self.top, self.total = local(self.group, amx.TILE), local(self.group, amx.TILE)
-        self.now = local(3, amx.TILE)  # of the block at hand: maximum, rescale factor, sum
+        self.ot = local(self.group * self.rows, TILE)  # a scope for floats: memory is shared within one
+        self.scores = local(key_tiles * BLOCK, TILE)
+        self.top, self.total = local(self.group, TILE), local(self.group, TILE)
+        self.now = local(3, TILE)  # of the block at hand: maximum, rescale factor, sum
 
     def _query(self, block: Value, lane: Value) -> Value:
-        return (self.first + block) * amx.TILE + lane
+        return (self.first + block) * TILE + lane
 
     def _load_queries(self, block: Value) -> None:
         """Turn the queries, scaled so that exp2 serves as exp; beyond the last one it is repeated."""
@@ -189,14 +191,13 @@ class _TileAttention:
                 self._exponentials(tile, j)
             for c in COLUMNS:
                 self.v.store(self.total, self.v.load(self.now, 2, c), block, c)
-            tiles(self.rows, amx.TILE, lambda row, rows: self._mix(block, row, rows // amx.SIDE))
+            tiles(self.rows, TILE, lambda row, rows: self._mix(block, row, rows // SIDE))
 
     def _scores(self, block: Value, tile: Value) -> None:
         """Compute S^T of 32 keys x 32 queries."""
-        amx.clear(2)
-        with T.serial(self.sizes) as step:
-            amx.multiply(2, self.k_words, [self.slot, self.start + tile, step, 0], self.q_words, [block, step])
-        amx.store(2, self.scores, tile * BLOCK)
+        keys = Words(self.k_words, lambda step: [self.slot, self.start + tile, step, 0])
+        queries = Words(self.q_words, lambda step: [block, step])
+        self.unit.accumulate(2, self.scores, tile * BLOCK, True, self.sizes, keys, queries)
 
     def _maximum(self, block: Value) -> None:
         """Mask the scores, and find the running maximum."""
@@ -268,10 +269,9 @@ class _TileAttention:
 
     def _mix(self, block: Value, row: Value, rows: int) -> None:
         """Add the block's keys to rows of O^T."""
-        amx.load(rows, self.ot, block * self.rows + row)
-        with T.serial(self.tiles) as tile:
-            amx.multiply(rows, self.v_words, [self.slot, self.start + tile, row], self.p_words, [tile])
-        amx.store(rows, self.ot, block * self.rows + row)
+        values = Words(self.v_words, lambda tile: [self.slot, self.start + tile, row])
+        weights = Words(self.p_words, lambda tile: [tile])
+        self.unit.accumulate(rows, self.ot, block * self.rows + row, False, self.tiles, values, weights)
 
     def _store(self, block: Value) -> None:
         """Divide by the sums and turn the result back."""

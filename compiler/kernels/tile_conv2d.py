@@ -1,4 +1,4 @@
-"""Convolution and matrix multiply in tile registers: float32 split into bfloat16 terms on the way to the multiply.
+"""Convolution and matrix multiply in tiles of words: float32 split into bfloat16 parts on the way to the multiply.
 
 A task takes a stripe of the result's rows and a range of panels. It splits its part of the input, padding included,
 into the second cache level as words [channel block][pixel][16], so that 16 neighbouring pixels are one tile for every
@@ -17,18 +17,19 @@ from collections.abc import Sequence
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels import amx
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import GEGLU, Epilogue
 from compiler.kernels.register_tile import Machine, RegisterTile
-from compiler.kernels.split import BLOCK, WORDS, split
+from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
+from compiler.kernels.unit import SIDE, TILE, Words
+from compiler.kernels.units import unit
 
 CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
 STRIPE = 512  # pixels of a stripe that pay for splitting the weights anew
 ROWS = 4  # rows of a stripe at least: it also splits the rows that its kernel overlaps with
-WORD_BYTES = 4
-SPEED = {1: 0.15, 2: 0.35}  # time of a product, by parts, in multiply-adds of vector registers; measured
+# Time of a product, by unit and parts, in multiply-adds of vector registers; measured.
+SPEED: dict[tuple[str | None, int], float] = {("amx", 1): 0.15, ("amx", 2): 0.35, ("dot", 1): 0.55}
 SPLIT_COST = 6  # multiply-adds in whose time one number is split
 
 
@@ -39,20 +40,21 @@ def even(count: int, limit: int) -> int:
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:
     """Tell whether the kernel takes the convolution: whole blocks of channels, and the same stride both ways."""
-    return machine.tiles and shape.inputs % BLOCK == 0 and shape.stride[0] == shape.stride[1]
+    return machine.unit is not None and shape.inputs % BLOCK == 0 and shape.stride[0] == shape.stride[1]
 
 
 def cost(shape: ConvShape, machine: Machine) -> float:
     """Estimate the time in multiply-adds of vector registers, dropped columns and half-empty tiles included."""
     (height, width), (_, padded) = shape.result, shape.padded
     used = shape.batch * (height - 1) * padded + width
-    products = amx.SIDE * -(-used // amx.SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
-    return products * SPEED[machine.parts] + SPLIT_COST * (shape.pixels * shape.inputs + products // used)
+    products = SIDE * -(-used // SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
+    return products * SPEED[machine.unit, machine.parts] + SPLIT_COST * (shape.pixels * shape.inputs + products // used)
 
 
 class _TileConv2d:
     def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None) -> None:
         self.shape, self.machine, self.parts = shape, machine, machine.parts
+        self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
         self.stride = shape.stride[0]
         self.taps = shape.kernel[0] * shape.kernel[1]
@@ -71,7 +73,7 @@ class _TileConv2d:
         self.stripes = 1 if whole else shape.batch * -(-height // self.rows)
         self.shares = 1 if self.stripes >= cores else min(cores, self.panels)
         self.needed = (self.rows - 1) * self.stride + shape.kernel[0]  # rows of the padded input
-        self.tiles = -(-((self.rows - 1) * padded + width) // amx.TILE)
+        self.tiles = -(-((self.rows - 1) * padded + width) // TILE)
         block = self.pictures * self.needed * padded * WORDS * WORD_BYTES * self.parts
         self.group = even(self.blocks, max(1, self.machine.cache // block))
         self.groups = -(-self.blocks // self.group)
@@ -97,7 +99,7 @@ class _TileConv2d:
             self.first = T.floormod(stripe, stripes) * self.rows
             self.count = T.min(self.rows, shape.result[0] - self.first)
             self._allocate()
-            amx.configure()
+            self.unit.configure()
             with T.serial(self.groups) as group:
                 self._split_input(group)
                 with T.serial(share * self.each, T.min(self.panels, share * self.each + self.each)) as panel:
@@ -105,17 +107,17 @@ class _TileConv2d:
                     with T.serial(self.taps) as tap:
                         with T.serial(-(-self.group // self.chunk)) as chunk:
                             self._multiply(group, panel, kept, tap, chunk)
-            amx.release()
+            self.unit.release()
 
     def _allocate(self) -> None:
-        pixels = self.pictures * self.needed * self.shape.padded[1] + amx.TILE * self.stride  # tiles reach over the end
-        sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * amx.TILE
+        pixels = self.pictures * self.needed * self.shape.padded[1] + TILE * self.stride  # tiles reach over the end
+        sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * TILE
         self.left = [scratch((self.group, pixels, WORDS)) for _ in range(self.parts)]
         if self.parts == 1:
             self.right = [self.w]
         else:
             self.right = [scratch((self.chunk, 2, WORDS, WORDS)) for _ in range(self.parts)]
-        self.sums = scratch((sums, amx.TILE))
+        self.sums = scratch((sums, TILE))
         self.registers = RegisterTile(self.machine, self.sums)
 
     def _blocks(self, group: Value) -> Value:
@@ -157,17 +159,17 @@ class _TileConv2d:
         chunks = -(-self.group // self.chunk)
         iteration = (group * self.taps + tap) * chunks + chunk
         offset = T.floordiv(tap, self.shape.kernel[1]) * width + T.floormod(tap, self.shape.kernel[1])
-        with T.serial(self.pictures) as picture, T.serial(T.floordiv(used + amx.TILE - 1, amx.TILE)) as tile:
-            row = ((kept * self.pictures + picture) * self.tiles + tile) * amx.TILE
-            pixel = picture * self.needed * width + offset + tile * amx.TILE * self.stride
-            with T.If(used - tile * amx.TILE > amx.SIDE):
+        with T.serial(self.pictures) as picture, T.serial(T.floordiv(used + TILE - 1, TILE)) as tile:
+            row = ((kept * self.pictures + picture) * self.tiles + tile) * TILE
+            pixel = picture * self.needed * width + offset + tile * TILE * self.stride
+            with T.If(used - tile * TILE > SIDE):
                 with T.Then():
                     self._tile(2, iteration, row, chunk, length, pixel, right)
                 with T.Else():
                     self._tile(1, iteration, row, chunk, length, pixel, right)
             with T.If(iteration == self.groups * self.taps * chunks - 1):
                 with T.Then():
-                    self._write(panel, picture, tile * amx.TILE, row, used)
+                    self._write(panel, picture, tile * TILE, row, used)
 
     def _split_weights(self, panel: Value, start: Value, length: Value) -> None:
         with T.serial(length) as block, T.serial(WORDS) as pair:
@@ -187,20 +189,14 @@ class _TileConv2d:
         right: Sequence[Value],
     ) -> None:
         *outer, first = right
-        with T.If(iteration == 0):
-            with T.Then():
-                amx.clear(rows)
-            with T.Else():
-                amx.load(rows, self.sums, row)
-        with T.serial(length) as block:
-            left = [chunk * self.chunk + block, pixel]
-            amx.multiply(rows, self.left, left, self.right, [*outer, first + block], self.stride)
-        amx.store(rows, self.sums, row)
+        left = Words(self.left, lambda block: [chunk * self.chunk + block, pixel])
+        weights = Words(self.right, lambda block: [*outer, first + block])
+        self.unit.accumulate(rows, self.sums, row, iteration == 0, length, left, weights, self.stride)
 
     def _write(self, panel: Value, picture: Value, start: Value, row: Value, used: Value) -> None:
         """Finish a tile's rows that belong to real pixels."""
         (height, width), (_, padded) = self.shape.result, self.shape.padded
-        with T.serial(T.min(amx.TILE, used - start)) as index:
+        with T.serial(T.min(TILE, used - start)) as index:
             y, x = T.floordiv(start + index, padded), T.floormod(start + index, padded)
             with T.If(x < width):
                 with T.Then():

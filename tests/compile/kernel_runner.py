@@ -3,15 +3,27 @@
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 import tvm
 from tvm import tirx
 
 from compiler.kernels.register_tile import Machine
 from compiler.target import resolve_target
+from utils.cpu import host_instruction_sets, permit_tiles
 
 # Vector lanes and registers of AVX-512, AVX2, SSE2 and NEON. All of them run on any CPU: LLVM splits vectors that are
 # too wide.
 SHAPES_OF_REGISTERS = ((16, 32), (8, 16), (4, 16), (4, 32))
+# What multiplies words on this CPU, each with the parts that a number may be split into.
+UNITS = [("amx", 1), ("amx", 2)] if permit_tiles() else []
+if "avx512bf16" in (host_instruction_sets() or ()):
+    UNITS.append(("dot", 1))
+needs_unit = pytest.mark.skipif(not UNITS, reason="this CPU has neither AMX nor avx512_bf16")
+
+
+def word_machine(unit: tuple[str, int], cores: int = 2, cache: int = 1 << 20) -> Machine:
+    """Return a machine whose kernels multiply words with a unit, by name and parts."""
+    return Machine(16, 32, cores, cache, unit=unit[0], parts=unit[1])
 
 
 def machine(lanes: int, registers: int, cores: int = 2, cache: int = 1 << 20) -> Machine:

@@ -19,7 +19,7 @@ from runtime import artifact
 from runtime.engine import Engine
 
 CPU = resolve_target("llvm")
-WITHOUT_TILES = replace(CPU, machine=replace(CPU.machine, tiles=False))
+WITHOUT_UNIT = replace(CPU, machine=replace(CPU.machine, unit=None))
 ALL_ON = enabled("")
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_component import CPU, WITHOUT_TILES, after, block_component, parity
+from small_component import CPU, WITHOUT_UNIT, after, block_component, parity
 
 from compiler.optimisations import ALL, OPTIMISATIONS, enabled
 from utils.errors import UserError
@@ -21,16 +21,16 @@ def all_on():
     return code("")
 
 
-WINOGRAD = replace(WITHOUT_TILES, machine=replace(WITHOUT_TILES.machine, winograd_tile=2))
-WHERE = {"split_float32": (CPU, ""), "winograd": (WINOGRAD, ""), "fused_softmax": (WITHOUT_TILES, "flash_attention,")}
+WINOGRAD = replace(WITHOUT_UNIT, machine=replace(WITHOUT_UNIT.machine, winograd_tile=2))
+WHERE = {"split_float32": (CPU, ""), "winograd": (WINOGRAD, ""), "fused_softmax": (WITHOUT_UNIT, "flash_attention,")}
 
 
 @pytest.mark.parametrize("name", [*OPTIMISATIONS, ALL])
 def test_each_alone(name, tmp_path):
     """Each changes the code where it has something to do: not where a better one takes its place."""
-    if name == "split_float32" and not CPU.machine.tiles:
+    if name == "split_float32" and not CPU.machine.unit:
         pytest.skip("this CPU has no AMX")
-    cpu, others = WHERE.get(name, (WITHOUT_TILES, ""))
+    cpu, others = WHERE.get(name, (WITHOUT_UNIT, ""))
     assert code(others + name, cpu) != code(others, cpu), f"--disable {name} changes nothing"
     measured = parity(block_component(), tmp_path, name).psnr
     assert min(measured.values()) >= 60

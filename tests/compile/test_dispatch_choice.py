@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 import tvm
-from small_component import CPU, WITHOUT_TILES, after, component_of, parity
+from kernel_runner import UNITS, word_machine
+from small_component import CPU, WITHOUT_UNIT, after, component_of, parity
 from torch import nn
 
 from compiler.kernels.conv2d import ConvShape
@@ -17,7 +18,7 @@ from compiler.optimisations import enabled
 from compiler.target import resolve_target
 from utils.errors import UserError
 
-needs_tiles = pytest.mark.skipif(not CPU.machine.tiles, reason="this CPU has no AMX")
+needs_tiles = pytest.mark.skipif(not CPU.machine.unit, reason="this CPU has no AMX")
 
 
 class Upsampled(nn.Module):
@@ -54,7 +55,7 @@ def test_upsampling_is_a_way_to_read(tmp_path):
     found = kernels(after(component, "dispatch"))
     assert found["tile_conv2d"] == 2
     assert "resize2d" not in after(component, "dispatch").script()
-    assert "resize2d" in after(component, "dispatch", cpu=WITHOUT_TILES).script()
+    assert "resize2d" in after(component, "dispatch", cpu=WITHOUT_UNIT).script()
     assert parity(component, tmp_path).psnr["main"] >= 100
 
 
@@ -65,7 +66,7 @@ def test_few_rows_do_not_fill_a_tile(rows, kernel):
 
 
 def test_the_estimate_counts_dropped_columns_and_half_empty_tiles():
-    machine = Machine(16, 32, 2, tiles=True)
+    machine = Machine(16, 32, 2, unit="amx")
 
     def estimate(batch, side, padding=1, parts=2):
         shape = ConvShape(batch, side, side, 64, 64, (3, 3), (1, 1), (padding,) * 4)
@@ -85,9 +86,9 @@ def test_winograd_tile_is_what_the_flag_says(tile, tmp_path):
     assert parity(component, tmp_path, cpu=cpu).psnr["main"] >= 60
 
 
-@needs_tiles
-def test_bfloat16_halves_the_weights(tmp_path):
-    cpu = resolve_target("llvm", "bfloat16")
+@pytest.mark.parametrize("unit", [name for name, parts in UNITS if parts == 1])
+def test_bfloat16_halves_the_weights(unit, tmp_path):
+    cpu = replace(CPU, machine=word_machine((unit, 1)))
     component = component_of(Upsampled(), torch.randn(2, 32, 7, 9))
     measured = parity(component, tmp_path, cpu=cpu, dtype="bfloat16").psnr["main"]
     assert 35 <= measured < 80
@@ -95,8 +96,8 @@ def test_bfloat16_halves_the_weights(tmp_path):
     assert words
 
 
-def test_bfloat16_needs_amx_and_what_uses_it():
-    with pytest.raises(UserError, match="--dtype bfloat16: the target lacks AMX"):
+def test_bfloat16_needs_a_unit_and_what_uses_it():
+    with pytest.raises(UserError, match="--dtype bfloat16: the target has neither AMX"):
         resolve_target('{"kind": "llvm", "mcpu": "haswell"}', "bfloat16")
     with pytest.raises(UserError, match="needs layout and packed_weights and split_float32"):
         enabled("split_float32", "bfloat16")

@@ -1,4 +1,4 @@
-"""Attention in tile registers against NumPy in float64."""
+"""Attention in tiles of words against NumPy in float64."""
 
 import json
 import math
@@ -8,23 +8,16 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_runner import assert_near, run_kernel
+from kernel_runner import UNITS, assert_near, needs_unit, run_kernel, word_machine
 from test_kernels_flash_attention import reference_attention
 
 from compiler.kernels.flash_attention import AttentionShape
-from compiler.kernels.register_tile import Machine
 from compiler.kernels.split import BLOCK
 from compiler.kernels.tile_attention import KEY_TILES, QUERY_BLOCKS, accepts, tile_attention
 from compiler.target import resolve_target
-from utils.cpu import permit_tiles
 
-needs_tiles = pytest.mark.skipif(not permit_tiles(), reason="this CPU has no AMX")
 KEY_BLOCK = KEY_TILES * BLOCK
 RELATIVE = {1: 8e-3, 2: 2e-5}  # of the largest value: bfloat16 has 8 bits, two parts of it 16
-
-
-def machine(parts=2, cores=2, cache=1 << 20):
-    return Machine(16, 32, cores, cache, tiles=True, parts=parts)
 
 
 def attend(shape, machine_, sharpness=1.0, size=1.0, seed=0):
@@ -69,66 +62,65 @@ def shapes(draw):
     )
 
 
-@needs_tiles
+@needs_unit
 @settings(deadline=None, max_examples=20)
 @given(
     shape=shapes(),
-    parts=st.sampled_from([1, 2]),
+    unit=st.sampled_from(UNITS or [None]),
     cores=st.integers(1, 3),
     cache=st.sampled_from([0, 1 << 20]),
     sharpness=st.sampled_from([1.0, 3.0, 1e-20, 1e-42]),
     size=st.sampled_from([1.0, 1e30, 1e-30]),
     seed=st.integers(0, 99),
 )
-def test_any_shape_and_magnitude(shape, parts, cores, cache, sharpness, size, seed):
-    check(shape, machine(parts, cores, cache), sharpness, size, seed)
+def test_any_shape_and_magnitude(shape, unit, cores, cache, sharpness, size, seed):
+    check(shape, word_machine(unit, cores, cache), sharpness, size, seed)
 
 
-@needs_tiles
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("cache", [0, 1 << 20])
 @pytest.mark.parametrize("keys", [1, 77, KEY_BLOCK, KEY_BLOCK + 1, 2 * KEY_BLOCK])
-def test_each_number_of_keys(keys, cache):
+def test_each_number_of_keys(keys, cache, unit):
     """Tails of queries, whole and broken blocks of keys, words made by each task and before all."""
-    check(AttentionShape(2, 2, 67, keys, 40, 40, 40**-0.5, None), machine(cache=cache))
+    check(AttentionShape(2, 2, 67, keys, 40, 40, 40**-0.5, None), word_machine(unit, cache=cache))
 
 
-@needs_tiles
-def test_two_parts_keep_the_accuracy_of_float32():
+@pytest.mark.parametrize("unit", UNITS)
+def test_two_parts_keep_the_accuracy_of_float32(unit):
     shape = AttentionShape(1, 2, 320, 320, 40, 40, 40**-0.5, None)
-    for parts, least in ((1, 55), (2, 110)):
-        result, reference, _ = attend(shape, machine(parts))
-        error = math.sqrt(np.mean((result - reference) ** 2))
-        assert 20 * math.log10(np.abs(reference).max() / error) >= least
+    result, reference, _ = attend(shape, word_machine(unit))
+    error = math.sqrt(np.mean((result - reference) ** 2))
+    assert 20 * math.log10(np.abs(reference).max() / error) >= {1: 55, 2: 110}[unit[1]]
 
 
-@needs_tiles
-def test_a_maximum_that_keeps_growing_rescales_what_came_before():
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_maximum_that_keeps_growing_rescales_what_came_before(unit):
     """Each block of keys has larger scores than the one before, and the last key wins."""
     keys, size = 3 * KEY_BLOCK + 5, 8
     query = np.ones((1, 40, 1, size), np.float32)
     key = np.linspace(-3, 3, keys, dtype=np.float32)[None, :, None, None].repeat(size, axis=3)
     value = np.arange(keys, dtype=np.float32)[None, :, None, None].repeat(4, axis=3)
     shape = AttentionShape(1, 1, 40, keys, size, 4, 1.0, None)
-    result = run_kernel(tile_attention(shape, machine()), [query, key, value], shape.output)
+    result = run_kernel(tile_attention(shape, word_machine(unit)), [query, key, value], shape.output)
     reference, _ = reference_attention(query, key, value, 1.0, None)
     assert reference.min() > keys - 10
-    np.testing.assert_allclose(result, reference, rtol=1e-4)
+    np.testing.assert_allclose(result, reference, rtol={1: 5e-3, 2: 1e-4}[unit[1]])
 
 
-@needs_tiles
-def test_rows_that_see_nothing_are_numbers():
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_that_see_nothing_are_numbers(unit):
     shape = AttentionShape(1, 2, 40, 50, 8, 8, 1.0, offset=-7)
-    result, reference, scale = attend(shape, machine())
+    result, reference, scale = attend(shape, word_machine(unit))
     assert np.isnan(reference[:, :7]).all() and np.isfinite(result).all()
-    assert_near(result[:, 7:], reference[:, 7:], scale, RELATIVE[2])
+    assert_near(result[:, 7:], reference[:, 7:], scale, {1: 2e-3, 2: 2e-5}[unit[1]])
 
 
-@needs_tiles
-def test_a_causal_row_ignores_what_comes_after():
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_causal_row_ignores_what_comes_after(unit):
     shape = AttentionShape(1, 1, 20, 20, 8, 8, 1.0, offset=0)
     random = np.random.default_rng(0)
     query, key, value = random.standard_normal((3, 1, 20, 1, 8)).astype(np.float32)
-    kernel = tile_attention(shape, machine())
+    kernel = tile_attention(shape, word_machine(unit))
     before = run_kernel(kernel, [query, key, value], shape.output)
     key[:, 10:] += 5
     value[:, 10:] *= -9
@@ -137,21 +129,23 @@ def test_a_causal_row_ignores_what_comes_after():
     assert not np.isclose(before[:, 10:], after[:, 10:]).all(axis=-1).any()
 
 
-@needs_tiles
-def test_denormal_values_count_as_nothing():
-    """The tile registers flush them: an absolute error of at most the smallest normal number a key."""
+@pytest.mark.parametrize("unit", UNITS)
+def test_denormal_values_count_as_nothing(unit):
+    """The units flush them: an absolute error of at most the smallest normal number a key."""
     shape = AttentionShape(1, 1, 33, 40, 16, 16, 0.25, None)
-    result, reference, _ = attend(shape, machine(), size=1e-39)
+    result, reference, _ = attend(shape, word_machine(unit), size=1e-39)
     assert np.abs(result - reference).max() <= shape.keys * 2.0**-126
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_code_for_a_cpu_with_tiles(parts):
-    """Compiles anywhere, and multiplies in tile registers; other machines keep the kernel of vectors."""
-    cpu = resolve_target(json.dumps({"kind": "llvm", "mcpu": "sapphirerapids", "num-cores": 2}))
+@pytest.mark.parametrize(
+    ("mcpu", "dtype", "instruction"), [("sapphirerapids", "float32", "tdpbf16ps"), ("znver5", "bfloat16", "vdpbf16ps")]
+)
+def test_code_for_a_cpu_with_a_unit(mcpu, dtype, instruction):
+    """Compiles anywhere, and multiplies by the unit; other machines keep the kernel of vectors."""
+    cpu = resolve_target(json.dumps({"kind": "llvm", "mcpu": mcpu, "num-cores": 2}), dtype)
     shape = AttentionShape(1, 2, 40, 77, 40, 40, 40**-0.5, None)
     assert accepts(shape, cpu.machine)
     assert not accepts(shape, resolve_target(json.dumps({"kind": "llvm", "mcpu": "skylake-avx512"})).machine)
-    kernel = tile_attention(shape, machine(parts)).with_attr("global_symbol", "main")
+    kernel = tile_attention(shape, cpu.machine).with_attr("global_symbol", "main")
     assembly = tvm.compile(tvm.IRModule({"main": kernel}), target=cpu.target).mod.inspect_source("asm")
-    assert all(name in assembly for name in ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease"))
+    assert instruction in assembly

@@ -1,4 +1,4 @@
-"""Convolution and multiply in tile registers against NumPy in float64."""
+"""Convolution and multiply in tiles of words against NumPy in float64."""
 
 import json
 import math
@@ -8,23 +8,16 @@ import pytest
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_runner import assert_near, panels
+from kernel_runner import UNITS, assert_near, needs_unit, panels, word_machine
 from test_kernels_conv2d import reference_conv2d
 
 from compiler.kernels.conv2d import ConvShape
-from compiler.kernels.register_tile import Machine
 from compiler.kernels.split import BLOCK, WORDS
 from compiler.kernels.tile_conv2d import STRIPE, accepts, pack_words, tile_conv2d
 from compiler.target import resolve_target
-from utils.cpu import permit_tiles
 
-needs_tiles = pytest.mark.skipif(not permit_tiles(), reason="this CPU has no AMX")
 RELATIVE = {1: 2e-6, 2: 2e-5}  # one part against numbers that are already rounded: what is left is float32's sums
 LANES = 16
-
-
-def machine(parts=2, cores=2, cache=1 << 20):
-    return Machine(LANES, 32, cores, cache, tiles=True, parts=parts)
 
 
 def rounded(x):
@@ -108,76 +101,83 @@ def shapes(draw):
         upsample=upsample,
     )
     assume(all(extent >= size for extent, size in zip(shape.padded, shape.kernel, strict=True)))
-    assume(shape.pixels >= 16 and accepts(shape, machine()))  # so that not all of it is padding
+    assume(shape.pixels >= 16 and accepts(shape, word_machine(UNITS[0])))  # so that not all of it is padding
     return shape
 
 
-@needs_tiles
+@needs_unit
 @settings(deadline=None, max_examples=20)
 @given(
     shape=shapes(),
-    parts=st.sampled_from([1, 2]),
+    unit=st.sampled_from(UNITS or [None]),
     cores=st.integers(1, 3),
     cache=st.sampled_from([1, 1 << 15, 1 << 20]),
     operands=st.lists(st.sampled_from(["bias", "time", "residual"]), max_size=3, unique=True),
     size=st.sampled_from([1.0, 1e30, 1e-30]),
     seed=st.integers(0, 99),
 )
-def test_any_shape_and_magnitude(shape, parts, cores, cache, operands, size, seed):
+def test_any_shape_and_magnitude(shape, unit, cores, cache, operands, size, seed):
     """A small cache takes the channels in several groups."""
     rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
     operand_rows = tuple(rows[name] for name in operands)
-    result, reference, scale = convolve(shape, operand_rows, machine(parts, cores, cache), size=size, seed=seed)
-    assert_near(result, reference, scale, RELATIVE[parts])
+    result, reference, scale = convolve(shape, operand_rows, word_machine(unit, cores, cache), size=size, seed=seed)
+    assert_near(result, reference, scale, RELATIVE[unit[1]])
 
 
-@needs_tiles
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize(("activation", "outputs"), [("silu", 45), ("gelu", 45), ("geglu", 96)])
-def test_multiply_with_an_activation(activation, outputs, parts):
+def test_multiply_with_an_activation(activation, outputs, unit):
     """A multiply is the convolution of a picture one pixel wide."""
     shape = ConvShape(1, 70, 1, 64, outputs, (1, 1), (1, 1), (0, 0, 0, 0))
-    result, reference, scale = convolve(shape, (1, 70), machine(parts, cores=3), activation)
-    assert_near(result, reference, scale, RELATIVE[parts])
+    result, reference, scale = convolve(shape, (1, 70), word_machine(unit, cores=3), activation)
+    assert_near(result, reference, scale, RELATIVE[unit[1]])
 
 
-@needs_tiles
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("cache", [1 << 15, 1 << 20])
-def test_several_stripes_of_several_pictures(cache):
+def test_several_stripes_of_several_pictures(cache, unit):
     """Pictures of more pixels than a stripe, whose last stripe is shorter."""
     shape = ConvShape(2, 37, 29, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
     assert shape.pixels > STRIPE
-    result, reference, scale = convolve(shape, (1,), machine(cache=cache))
-    assert_near(result, reference, scale, RELATIVE[2])
+    result, reference, scale = convolve(shape, (1,), word_machine(unit, cache=cache))
+    assert_near(result, reference, scale, RELATIVE[unit[1]])
 
 
-@needs_tiles
-@pytest.mark.parametrize("parts", [1, 2])
-def test_denormals_count_as_nothing(parts):
-    """The tile registers flush them: an absolute error of at most the smallest normal number a product."""
+@pytest.mark.parametrize("unit", UNITS)
+def test_denormals_count_as_nothing(unit):
+    """The units flush them: an absolute error of at most the smallest normal number a product."""
     shape = ConvShape(1, 5, 7, 32, 33, (3, 3), (1, 1), (1, 1, 1, 1))
-    result, reference, _ = convolve(shape, (), machine(parts), size=1e-39)
+    result, reference, _ = convolve(shape, (), word_machine(unit), size=1e-39)
     products, largest_weight = 9 * shape.inputs, 6.0
     assert np.abs(result - reference).max() <= products * largest_weight * 2.0**-126
 
 
-@needs_tiles
+@needs_unit
 def test_words_hold_the_rounded_numbers_k_and_k_plus_16():
     weight = np.random.default_rng(0).standard_normal((3, 64, 32)).astype(np.float32)
-    result = run(pack_words(3, 64, machine(parts=1)), [weight], (3, 2, 2, WORDS, WORDS), np.uint32)
+    result = run(pack_words(3, 64, word_machine(UNITS[0])), [weight], (3, 2, 2, WORDS, WORDS), np.uint32)
     assert np.array_equal(result, words(weight))
     first = (result[1, 1, 0, 5, 7] << 16).view(np.float32)
     second = (result[1, 1, 0, 5, 7] & np.uint32(0xFFFF0000)).view(np.float32)
     assert (first, second) == (rounded(weight)[1, BLOCK + 5, 7], rounded(weight)[1, BLOCK + WORDS + 5, 7])
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_code_for_a_cpu_with_tiles(parts):
-    """Compiles anywhere, and multiplies in tile registers; other machines keep the kernels of vectors."""
-    cpu = resolve_target(json.dumps({"kind": "llvm", "mcpu": "sapphirerapids", "num-cores": 2}))
+@pytest.mark.parametrize(
+    ("mcpu", "dtype", "unit", "instructions"),
+    [
+        ("sapphirerapids", "float32", "amx", ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease")),
+        ("sapphirerapids", "bfloat16", "amx", ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease")),
+        ("znver5", "bfloat16", "dot", ("vdpbf16ps",)),
+        ("znver5", "float32", None, ()),
+        ("skylake-avx512", "float32", None, ()),
+    ],
+)
+def test_code_for_a_cpu_with_a_unit(mcpu, dtype, unit, instructions):
+    """Compiles anywhere, and multiplies by the unit; without one the kernels of vectors stay."""
+    cpu = resolve_target(json.dumps({"kind": "llvm", "mcpu": mcpu, "num-cores": 2}), dtype)
     shape = ConvShape(1, 8, 8, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
-    assert accepts(shape, cpu.machine)
-    assert not accepts(shape, resolve_target(json.dumps({"kind": "llvm", "mcpu": "skylake-avx512"})).machine)
-    kernel = tile_conv2d(shape, (1,), machine(parts)).with_attr("global_symbol", "main")
-    assembly = tvm.compile(tvm.IRModule({"main": kernel}), target=cpu.target).mod.inspect_source("asm")
-    assert all(name in assembly for name in ("ldtilecfg", "tdpbf16ps", "tilestored", "tilerelease"))
+    assert cpu.machine.unit == unit and accepts(shape, cpu.machine) == (unit is not None)
+    if unit is not None:
+        kernel = tile_conv2d(shape, (1,), cpu.machine).with_attr("global_symbol", "main")
+        assembly = tvm.compile(tvm.IRModule({"main": kernel}), target=cpu.target).mod.inspect_source("asm")
+        assert all(name in assembly for name in instructions)

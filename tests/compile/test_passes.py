@@ -7,7 +7,7 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_component import ALL_ON, CPU, WITHOUT_TILES, after, block_component
+from small_component import ALL_ON, CPU, WITHOUT_UNIT, after, block_component
 from tvm import relax, tirx
 from tvm.script import ir as I
 from tvm.script import relax as R
@@ -229,7 +229,7 @@ DECOMPOSE = DecomposeAttention(CPU.machine, enabled("flash_attention"))
 class TestAttention:
     SHAPES = ((2, 9, 3, 5), (2, 13, 3, 5), (2, 13, 3, 7))
 
-    @pytest.mark.parametrize("pass_", [DECOMPOSE, Dispatch(WITHOUT_TILES.machine, ALL_ON)])
+    @pytest.mark.parametrize("pass_", [DECOMPOSE, Dispatch(WITHOUT_UNIT.machine, ALL_ON)])
     @pytest.mark.parametrize("causal", [None, "TopLeft", "BottomRight"])
     @pytest.mark.parametrize("scale", [None, 0.7])
     def test_decomposed_and_dispatched(self, pass_, causal, scale):
@@ -327,7 +327,7 @@ class TestLiftPacking:
 
 
 def dispatched(build, *shapes, weights, on=ALL_ON):
-    return Dispatch(WITHOUT_TILES.machine, on)(written(build, *shapes, weights=weights))
+    return Dispatch(WITHOUT_UNIT.machine, on)(written(build, *shapes, weights=weights))
 
 
 class TestDispatch:
