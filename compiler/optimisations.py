@@ -8,6 +8,7 @@ OPTIMISATIONS = {
     "layout": "channels-last convolutions and cancelled transposes",
     "fusion": "element-wise operations joined to their producer",
     "packed_weights": "multiplies and convolutions on weights packed in panels; bias and residual added in registers",
+    "joined_multiplies": "queries, keys and values as one multiply",
     "split_float32": "multiplies and convolutions as three products of bfloat16 parts where the CPU has AMX",
     "winograd": "3x3 convolutions with fewer multiplies, weights transformed in cache",
     "flash_attention": "attention without a stored score matrix",

@@ -11,6 +11,7 @@ from tvm import relax
 
 from compiler.passes.decompose_attention import DecomposeAttention
 from compiler.passes.dispatch import Dispatch
+from compiler.passes.join_multiplies import join_multiplies
 from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
 from compiler.passes.schedule import ScheduleRest
@@ -46,6 +47,7 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         # Phase 2: operator + shape + target -> kernel of ours and its packing; what is done once a picture leaves.
         Step("dispatch", DecomposeAttention(cpu.machine, on)),
         Step("dispatch", Simplify()),
+        Step("dispatch", join_multiplies(cpu.machine), "joined_multiplies"),
         Step("dispatch", Dispatch(cpu.machine, on)),
         Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),

@@ -80,7 +80,6 @@ class _Conv2d:
         self.x = argument("x", (s.batch, s.height, s.width, s.inputs))
         self.w = argument("w", (self.panels, taps * s.inputs, self.machine.panel))
         self.epilogue.declare()
-        self.y = argument("y", (s.pixels, s.outputs))
         if any(s.padding):
             self._pad()
         by_panel = self.panels >= ENOUGH_PANELS and self.rows <= SMALL_ROWS
@@ -124,7 +123,7 @@ class _Conv2d:
 
                 steps(s.inputs, UNROLL, step)
         start = row * self.columns + first
-        registers.write(count, lambda pixel: start + pixel, self.y, panel, self.epilogue)
+        registers.write(count, lambda pixel: start + pixel, panel, self.epilogue)
 
 
 def conv2d(shape: ConvShape, operand_rows: Sequence[int], machine: Machine) -> tirx.PrimFunc:

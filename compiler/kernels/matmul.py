@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
-from compiler.kernels.epilogue import GEGLU, Epilogue
+from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
 
@@ -23,20 +23,26 @@ STRIPES = 2  # stripes of rows per core
 
 class _Matmul:
     def __init__(
-        self, m: int, k: int, n: int, operand_rows: Sequence[int], machine: Machine, activation: str | None
+        self,
+        m: int,
+        k: int,
+        n: int,
+        operand_rows: Sequence[int],
+        machine: Machine,
+        activation: str | None,
+        results: int,
     ) -> None:
         self.m, self.k, self.n, self.machine = m, k, n, machine
         self.panels = -(-n // machine.panel)
         self.tile_rows = tile_size(m, machine.rows)
         self.tiles = -(-m // self.tile_rows)
-        self.epilogue = Epilogue(operand_rows, m, n, activation)
+        self.epilogue = Epilogue(operand_rows, m, n, activation, results)
 
     def body(self) -> None:
         """Declare the arguments and share the tiles among the cores."""
         self.x = argument("x", (self.m, self.k))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
-        self.y = argument("y", (self.m, self.n // 2 if self.epilogue.activation == GEGLU else self.n))
         if self.m < FEW_ROWS and self.panels >= self.machine.cores:
             with T.parallel(self.panels) as panel:
                 with T.serial(self.tiles) as tile:
@@ -75,15 +81,21 @@ class _Matmul:
             )
 
         steps(self.k, UNROLL, step)
-        registers.write(rows, lambda row: first + row, self.y, panel, self.epilogue)
+        registers.write(rows, lambda row: first + row, panel, self.epilogue)
 
 
 def matmul(
-    m: int, k: int, n: int, operand_rows: Sequence[int], machine: Machine, activation: str | None = None
+    m: int,
+    k: int,
+    n: int,
+    operand_rows: Sequence[int],
+    machine: Machine,
+    activation: str | None = None,
+    results: int = 1,
 ) -> tirx.PrimFunc:
-    """Return X[m, k] W[k, n] + epilogue as a function of x, packed w, the epilogue's operands and y.
+    """Return X[m, k] W[k, n] + epilogue as a function of x, packed w, the epilogue's operands and its results.
 
     With the activation "geglu" the first n / 2 columns are values and the others gates; a panel packs a vector of each,
-    and y is [m, n / 2].
+    and the result is [m, n / 2]. Several results [m, n / results] share the columns evenly, in whole panels.
     """
-    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation).body)
+    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation, results).body)

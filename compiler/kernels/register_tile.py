@@ -63,34 +63,32 @@ class RegisterTile:
                 product = self.v.all(factor(row)) * weights(c)
                 self.v.store(self.accumulators, self.v.load(self.accumulators, row, c) + product, row, c)
 
-    def write(
-        self, rows: int, row_index: Callable[[int], Value], output: Value, panel: Value, epilogue: Epilogue
-    ) -> None:
-        """Finish the tile and store it as panel ``panel`` of ``output`` [rows, channels].
+    def write(self, rows: int, row_index: Callable[[int], Value], panel: Value, epilogue: Epilogue) -> None:
+        """Finish the tile and store it as panel ``panel`` of the result.
 
         Channels beyond the last one are the panel's padding and are dropped. A gated panel holds a vector of values and
         one of gates, and gives one vector.
         """
         for row in range(rows):
-            self.write_row(row, row_index(row), output, panel, epilogue)
+            self.write_row(row, row_index(row), panel, epilogue)
 
-    def write_row(self, row: Value, index: Value, output: Value, panel: Value, epilogue: Epilogue) -> None:
-        """Finish one row of the tile and store it as row ``index`` of ``output``."""
+    def write_row(self, row: Value, index: Value, panel: Value, epilogue: Epilogue) -> None:
+        """Finish one row of the tile and store it as row ``index`` of the result."""
         width = self.columns[-1] + self.v.lanes
         values = [self.v.load(self.accumulators, row, c) for c in self.columns]
         if epilogue.activation == GEGLU:
             first = panel * self.v.lanes
             (value,) = epilogue.finish(self.v, values, index, [first, first + epilogue.channels // 2])
-            self.v.store(output, value, index, first)
+            epilogue.store(self.v, value, index, first)
         elif epilogue.channels % width == 0:
             channels = [panel * width + c for c in self.columns]
             for value, channel in zip(epilogue.finish(self.v, values, index, channels), channels, strict=True):
-                self.v.store(output, value, index, channel)
+                epilogue.store(self.v, value, index, channel)
         else:
-            self._write_tail(row, index, output, panel * width, epilogue)
+            self._write_tail(row, index, panel * width, epilogue)
 
-    def _write_tail(self, row: Value, index: Value, output: Value, first: Value, epilogue: Epilogue) -> None:
+    def _write_tail(self, row: Value, index: Value, first: Value, epilogue: Epilogue) -> None:
         scalar = Vectors(1)
         with T.serial(T.min(self.columns[-1] + self.v.lanes, epilogue.channels - first)) as c:
             (value,) = epilogue.finish(scalar, [self.accumulators[row, c]], index, [first + c])
-            scalar.store(output, value, index, first + c)
+            epilogue.store(scalar, value, index, first + c)

@@ -36,22 +36,31 @@ class Added:
 
 @dataclass(frozen=True)
 class Plan:
-    """A kernel for one call: its name, the cached maker of its function with arguments, and its operands."""
+    """A kernel for one call: its name, the cached maker of its function with arguments, its operands and results.
+
+    ``output`` is the shape of each of its ``results``.
+    """
 
     name: str
     make: Callable[..., tirx.PrimFunc]
     arguments: tuple[Any, ...]
     operands: Callable[[relax.BlockBuilder], list[relax.Expr]]
     output: list[int]
+    results: int = 1
 
 
 @dataclass(frozen=True)
 class Fused:
-    """What a kernel does besides its operator: nearest upsampling before it, then additions in order, an activation."""
+    """What a kernel does besides its operator.
+
+    Nearest upsampling before it, then additions in order, an activation, and even shares of the columns as results of
+    their own.
+    """
 
     added: Sequence[Added] = ()
     activation: str | None = None
     upsample: int = 1
+    results: int = 1
 
 
 @dataclass(frozen=True)
@@ -59,8 +68,9 @@ class Entry:
     """A kernel in the registry, used while all of ``optimisations`` are on.
 
     ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
-    operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations`` and
-    ``upsamples`` tell what the kernel can do besides; activations only where the optimisation ``fuses`` is on.
+    operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations``,
+    ``upsamples`` and ``splits`` tell what the kernel can do besides; activations only where the optimisation ``fuses``
+    is on.
     """
 
     optimisations: tuple[str, ...]
@@ -71,6 +81,7 @@ class Entry:
     adds: bool = False
     activations: tuple[str, ...] = ()
     upsamples: bool = False
+    splits: bool = False
     fuses: str = ""
 
 
@@ -112,8 +123,9 @@ def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], fuse
             *_matrices(builder, fused.added, outputs),
         ]
 
-    arguments = (rows, inputs, outputs, tuple(a.rows for a in fused.added), machine, fused.activation)
-    return Plan("matmul", matmul, arguments, operands, [rows, outputs // 2 if gated else outputs])
+    arguments = (rows, inputs, outputs, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    result = [rows, outputs // (2 if gated else fused.results)]
+    return Plan("matmul", matmul, arguments, operands, result, fused.results)
 
 
 def _matmul_shape(call: relax.Call) -> ConvShape:
@@ -149,8 +161,8 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machi
             weight = builder.emit(relax.call_tir(pack, [weight], words))
         return [data, weight, *added]
 
-    arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation)
-    return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output, fused.results)
 
 
 def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
@@ -314,7 +326,7 @@ def _multiplies(call: relax.Call, _machine: Machine) -> float:
     return (_matmul_shape if call.op.name == "relax.matmul" else _conv_shape)(call).multiplies
 
 
-TAIL: dict[str, Any] = {"adds": True, "activations": ("silu", "gelu", GEGLU), "fuses": "fused_gelu"}
+TAIL: dict[str, Any] = {"adds": True, "splits": True, "activations": ("silu", "gelu", GEGLU), "fuses": "fused_gelu"}
 REGISTRY = (
     Entry(
         ("split_float32", "packed_weights"),

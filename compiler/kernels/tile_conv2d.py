@@ -18,7 +18,7 @@ import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
 from compiler.kernels.conv2d import ConvShape
-from compiler.kernels.epilogue import GEGLU, Epilogue
+from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import Machine, RegisterTile
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
@@ -52,7 +52,9 @@ def cost(shape: ConvShape, machine: Machine) -> float:
 
 
 class _TileConv2d:
-    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None) -> None:
+    def __init__(
+        self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None, results: int
+    ) -> None:
         self.shape, self.machine, self.parts = shape, machine, machine.parts
         self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
@@ -60,7 +62,7 @@ class _TileConv2d:
         self.taps = shape.kernel[0] * shape.kernel[1]
         self.blocks = shape.inputs // BLOCK
         self.panels = -(-shape.outputs // machine.panel)
-        self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs, activation)
+        self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs, activation, results)
         self._share()
 
     def _share(self) -> None:
@@ -90,8 +92,6 @@ class _TileConv2d:
         else:
             self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
         self.epilogue.declare()
-        gated = self.epilogue.activation == GEGLU
-        self.y = argument("y", (shape.pixels, shape.outputs // 2 if gated else shape.outputs))
         with T.parallel(self.stripes * self.shares) as task:
             stripe, share = T.floordiv(task, self.shares), T.floormod(task, self.shares)
             stripes = -(-shape.result[0] // self.rows)
@@ -201,17 +201,19 @@ class _TileConv2d:
             with T.If(x < width):
                 with T.Then():
                     pixel = ((self.picture + picture) * height + self.first + y) * width + x
-                    self.registers.write_row(row + index, pixel, self.y, panel, self.epilogue)
+                    self.registers.write_row(row + index, pixel, panel, self.epilogue)
 
 
 def tile_conv2d(
-    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None
+    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None, results: int = 1
 ) -> tirx.PrimFunc:
     """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO].
 
+    Several results [pixels, CO / results] share the channels evenly, in whole panels.
+
     w is in panels of float32, or of one part in what ``pack_words`` makes of them.
     """
-    return prim_func(_TileConv2d(shape, operand_rows, machine, activation).body)
+    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results).body)
 
 
 def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:

@@ -81,7 +81,6 @@ class _Winograd:
         self.x = argument("x", (s.batch, s.height, s.width, s.inputs))
         self.w = argument("w", (self.panels, 9 * s.inputs, self.machine.panel))
         self.epilogue.declare()
-        self.y = argument("y", (s.pixels, s.outputs))
         transformed = (self.group, self.points, self.rows, s.inputs)
         if self.few:
             data = T.alloc_buffer(transformed, "float32", layout=None)
@@ -254,7 +253,7 @@ class _Winograd:
     def _store(self, value: Value, pixel: Value, channel: Value) -> Callable[[], None]:
         def store() -> None:
             (finished,) = self.epilogue.finish(self.v, [value], pixel, [channel])
-            self.v.store(self.y, finished, pixel, channel)
+            self.epilogue.store(self.v, finished, pixel, channel)
 
         return store
 

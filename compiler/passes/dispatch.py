@@ -18,13 +18,14 @@ from compiler.kernels.registry import KERNEL, Added, Entry, Fused, Plan, find
 
 @dataclass
 class _Match:
-    """An operator, its kernel, and what the kernel does besides: (addend, rows) in order, an activation, upsampling."""
+    """An operator, its kernel, and what the kernel does besides (see ``Fused``): (addend, rows) in order, and so on."""
 
     call: relax.Call
     entry: Entry
     added: list[tuple[relax.Expr, int]] = field(default_factory=list)
     activation: str | None = None
     upsample: int = 1
+    results: int = 1
 
 
 def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
@@ -68,6 +69,9 @@ class _Matcher:
                 self._absorb_activation(step, step.value.args[0], step.value.op.name.rpartition(".")[2], [])
             elif is_op(step.value, "relax.multiply"):
                 self._absorb_geglu(step)
+        for step in self.steps:
+            if is_op(step.value, "relax.split") and step.var not in self.absorbed:
+                self._absorb_split(step)
 
     def _absorb_upsampling(self, match: _Match) -> _Match:
         """Let the kernel read what is upsampled, if nobody else reads the result."""
@@ -109,6 +113,17 @@ class _Matcher:
                 match.added.append((addend, rows))
                 self._absorb(match, result, [], step.var)
                 return
+
+    def _absorb_split(self, step: relax.VarBinding) -> None:
+        """Let the kernel write even shares of its columns, in whole panels, as results of their own."""
+        (result,) = step.value.args
+        match = self._open(result)
+        shapes = [[int(extent) for extent in field.shape] for field in step.var.ty.fields]
+        width = shapes[0][-1]
+        even = all(shape == [*static_shape(result)[:-1], width] for shape in shapes)
+        if match is not None and match.entry.splits and even and width % self.machine.panel == 0:
+            match.results = len(shapes)
+            self._absorb(match, result, [], step.var)
 
     def _absorb_activation(
         self, step: relax.VarBinding, result: relax.Expr, activation: str, vanishing: list[relax.Var]
@@ -163,16 +178,22 @@ class _Dispatcher(PyExprMutator):
             return
         call = self.visit_expr_post_order(match.call)
         added = [Added(self.visit_expr(value), rows) for value, rows in match.added]
-        plan = match.entry.plan(call, Fused(added, match.activation, match.upsample), self.machine)
-        kernel = self._kernel(plan)
-        output = relax.TensorType(plan.output, "float32")
-        result = self.builder_.emit(relax.call_tir(kernel, plan.operands(self.builder_), output))
-        shape = static_shape(binding.var)
-        final = result if plan.output == shape else self.builder_.emit(relax.op.reshape(result, shape))
+        plan = match.entry.plan(call, Fused(added, match.activation, match.upsample, match.results), self.machine)
+        outputs = [relax.TensorType(plan.output, "float32")] * plan.results
+        result = self.builder_.emit(relax.call_tir(self._kernel(plan), plan.operands(self.builder_), outputs))
+        if plan.results == 1:
+            final = self._reshaped(result, static_shape(binding.var))
+        else:
+            shapes = [[int(extent) for extent in field.shape] for field in binding.var.ty.fields]
+            items = [self.builder_.emit(relax.TupleGetItem(result, index)) for index in range(plan.results)]
+            final = self.builder_.emit(relax.Tuple([self._reshaped(*pair) for pair in zip(items, shapes, strict=True)]))
         if isinstance(binding.var, relax.DataflowVar):
             self.set_var_remap(binding.var, final)
         else:
             self.set_var_remap(binding.var, self.builder_.emit_output(final))
+
+    def _reshaped(self, value: relax.Var, shape: list[int]) -> relax.Var:
+        return value if static_shape(value) == shape else self.builder_.emit(relax.op.reshape(value, shape))
 
     def _kernel(self, plan: Plan) -> tvm.ir.GlobalVar:
         """Add the kernel's function to the module, once for equal arguments."""

@@ -35,8 +35,8 @@ class Block(nn.Module):
         self.down = nn.Conv2d(32, 24, 3, stride=2, padding=1)
         self.skip = nn.Conv2d(32, 24, 1, stride=2)
         self.layer_norm = nn.LayerNorm(24)
-        self.q, self.k, self.v = (nn.Linear(24, 24, bias=False) for _ in range(3))
-        self.out = nn.Linear(24, 24)
+        self.q, self.k, self.v = (nn.Linear(24, 32, bias=False) for _ in range(3))
+        self.out = nn.Linear(32, 24)
         self.feed = nn.Linear(24, 45)
         self.back = nn.Linear(45, 24)
         self.end = nn.Conv2d(24, 7, 3, padding=1)
@@ -49,9 +49,9 @@ class Block(nn.Module):
         batch, channels, height, width = y.shape
         tokens = y.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         normed = self.layer_norm(tokens)
-        heads = [f(normed).view(batch, -1, 3, 8).transpose(1, 2) for f in (self.q, self.k, self.v)]
+        heads = [f(normed).view(batch, -1, 4, 8).transpose(1, 2) for f in (self.q, self.k, self.v)]
         mixed = nn.functional.scaled_dot_product_attention(*heads)
-        tokens = self.out(mixed.transpose(1, 2).reshape(batch, -1, channels)) + tokens
+        tokens = self.out(mixed.transpose(1, 2).reshape(batch, -1, 32)) + tokens
         tokens = self.back(nn.functional.gelu(self.feed(tokens))) + tokens
         y = tokens.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
         return self.end(nn.functional.interpolate(y, scale_factor=2.0))
