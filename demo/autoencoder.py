@@ -86,6 +86,7 @@ def train_autoencoder(
     resume: bool = False,
     workers: int = 1,
     every_minutes: float = 4.0,
+    compiled: bool = False,
 ) -> State:
     """Train on uint8 ``pixels`` [N,H,W,3], judge on ``unseen``; returns the state, the mean weights in ``vae``."""
     state = State({"vae": vae})
@@ -104,6 +105,6 @@ def train_autoencoder(
         loss_curve(state.losses, work / "autoencoder_loss.png", "autoencoder")
 
     batch_of = partial(draw_crops, pixels, vae.config.latent_channels, batch, seed)
-    fit(state, batch_of, autoencoder_loss, Schedule(rate), budget, checkpoint, workers, every_minutes)
+    fit(state, batch_of, autoencoder_loss, Schedule(rate), budget, checkpoint, workers, every_minutes, compiled)
     state.swap()
     return state

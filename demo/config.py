@@ -63,7 +63,8 @@ class TrainConfig:
     )
     checkpoint_minutes: float = flag(4.0, "minutes between two savings of the training state")
     seed: int = flag(0, "seed of the scenes, the weights and the noise")
-    workers: int | None = flag(None, "threads that share a batch (default: the CPU's cores)")
+    workers: int | None = flag(None, "processes that share a batch (default: the CPU's cores)")
+    compile: bool = flag(False, "compile the networks first: a minute or two, then a step takes a quarter less time")
     resume: bool = flag(
         False,
         "go on from --work, or, where its state is gone, from the weights in --output; a fine-tuning begins anew then",
@@ -123,6 +124,6 @@ class TrainConfig:
         return self.work / "finetuning"
 
     def worker_count(self) -> int:
-        """Return the number of threads, at most one for each picture of the smallest batch."""
+        """Return the number of processes, at most one for each picture of the smallest batch."""
         wanted = self.workers if self.workers is not None else os.cpu_count() or 1
         return min(wanted, self.batch_size // 4 if self.finetune_from is None else self.batch_size)

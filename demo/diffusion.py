@@ -86,11 +86,11 @@ def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Gener
 
 
 def draw_batch(
-    data: Captioned, nothing: torch.Tensor, batch: int, levels: int, seed: int, step: int, spent: float
+    data: Captioned, nothing: torch.Tensor, batch: int, levels: int, focus: float, seed: int, step: int, spent: float
 ) -> tuple[torch.Tensor, ...]:
     """Return latents, ids (some of them those of ``nothing``, the empty caption), noise and timesteps of one step.
 
-    Timesteps are drawn from 0 to ``levels`` - 1.
+    Timesteps are drawn from 0 to ``levels`` - 1: evenly with a ``focus`` of 1, more of the noisy ones below.
     """
     rng = np.random.default_rng((seed, step))
     chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
@@ -98,7 +98,7 @@ def draw_batch(
     ids = torch.where(dropped, nothing, data.ids[chosen].long())
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
-    timesteps = torch.randint(0, levels, (batch,), generator=generator)
+    timesteps = (levels * torch.rand(batch, generator=generator) ** focus).long().clamp(max=levels - 1)
     return data.latents[chosen].float(), ids, noise, timesteps
 
 
@@ -176,6 +176,8 @@ def train_diffusion(
     resume: bool = False,
     workers: int = 1,
     every_minutes: float = 4.0,
+    compiled: bool = False,
+    focus: float = 1.0,
     keep: Callable[[], None] = lambda: None,
     scheduler: DDIMScheduler | None = None,
     prompts: Sequence[str] = PROMPTS,
@@ -184,7 +186,8 @@ def train_diffusion(
     """Train the UNet and the text encoder together; leaves the mean weights in them and returns the state.
 
     At each checkpoint ``prompts`` are drawn and ``keep`` is called, both with the mean weights in place. ``scheduler``
-    tells the noise and what is predicted, the demo model's own by default. ``origin``: see ``State``.
+    tells the noise and what is predicted, the demo model's own by default. ``focus``: see ``draw_batch``; ``origin``:
+    see ``State``.
     """
     scheduler = ddim() if scheduler is None else scheduler
     _, text_encoder, unet, tokenizer = parts
@@ -207,8 +210,8 @@ def train_diffusion(
         loss_curve(state.losses, work / "diffusion_loss.png", "diffusion")
         print(f"diffusion: {state.step} steps, samples drawn", file=sys.stderr, flush=True)
 
-    batch_of = partial(draw_batch, data, nothing, batch, scheduler.config.num_train_timesteps, seed)
+    batch_of = partial(draw_batch, data, nothing, batch, scheduler.config.num_train_timesteps, focus, seed)
     loss_of = partial(denoising_loss, scheduler)
-    fit(state, batch_of, loss_of, Schedule(rate), budget, checkpoint, workers, every_minutes)
+    fit(state, batch_of, loss_of, Schedule(rate), budget, checkpoint, workers, every_minutes, compiled)
     state.swap()
     return state

@@ -57,6 +57,7 @@ def finetune(config: TrainConfig) -> State:
         resume=config.resume,
         workers=config.worker_count(),
         every_minutes=config.checkpoint_minutes,
+        compiled=config.compile,
         keep=lambda: _export(parts, config.output, captions[0], scheduler),
         scheduler=ddim(base.scheduler_config),
         prompts=_spread(captions),

@@ -23,6 +23,7 @@ from demo.tokenizer import write_tokenizer
 from demo.training import Budget
 from utils.errors import UserError
 
+FOCUS = 0.6  # of the timesteps: what a thing is gets decided while there is much noise
 UNSEEN_SEED = 1  # of the scenes that the autoencoder is judged on
 
 
@@ -53,6 +54,7 @@ def _autoencoder_stage(config: TrainConfig, architecture: Architecture, pixels: 
         resume=config.resume,
         workers=config.worker_count(),
         every_minutes=config.checkpoint_minutes,
+        compiled=config.compile,
     )
     (config.work / "latents.safetensors").unlink(missing_ok=True)
     with replacing(config.work / "vae") as temporary:
@@ -112,6 +114,8 @@ def _diffusion_stage(config: TrainConfig, architecture: Architecture, pixels: np
         resume=config.resume,
         workers=config.worker_count(),
         every_minutes=config.checkpoint_minutes,
+        compiled=config.compile,
+        focus=FOCUS,
         keep=lambda: export(parts, config.work / "preliminary"),
     )
     export(parts, config.output)

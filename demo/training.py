@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from demo.saving import replacing
+from demo.workers import LossOf, Workers, workers
 from utils.errors import UserError
 from utils.units import seconds
 
 REPORT_EVERY = 50  # steps
 REPORT_SECONDS = 60.0
-LossOf = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -127,44 +125,6 @@ class State:
         self.step, self.elapsed = progress["step"], progress["elapsed"]
 
 
-class Workers:
-    """Copies of the modules that share their weights and take a part of each batch, one thread each.
-
-    On a CPU that other programs use too, threads that meet once a step lose far less than threads that meet in
-    every operator.
-    """
-
-    def __init__(self, modules: dict[str, nn.Module], count: int):
-        self._teams = [modules, *({n: self._twin(m) for n, m in modules.items()} for _ in range(count - 1))]
-        self._pool = ThreadPoolExecutor(count)
-
-    @staticmethod
-    def _twin(module: nn.Module) -> nn.Module:
-        twin = copy.deepcopy(module)
-        for mine, shared in zip(twin.parameters(), module.parameters(), strict=True):
-            mine.data = shared.data
-        return twin
-
-    def backward(self, loss_of: LossOf, batch: Sequence[torch.Tensor]) -> float:
-        """Leave the gradients of the mean loss over ``batch`` in the first team's modules and return that loss."""
-        whole = len(batch[0])
-        parts = list(zip(*(tensor.tensor_split(len(self._teams)) for tensor in batch), strict=True))
-
-        def work(team: dict[str, nn.Module], part: tuple[torch.Tensor, ...]) -> float:
-            loss = loss_of(team, *part) * (len(part[0]) / whole)
-            loss.backward()
-            return loss.item()
-
-        total = sum(self._pool.map(work, self._teams, parts))
-        for name, module in self._teams[0].items():
-            for team in self._teams[1:]:
-                for mine, theirs in zip(module.parameters(), team[name].parameters(), strict=True):
-                    if theirs.grad is not None:
-                        mine.grad.add_(theirs.grad)  # type: ignore[union-attr]
-                        theirs.grad = None
-        return total
-
-
 def fit(
     state: State,
     batch_of: Callable[[int, float], Sequence[torch.Tensor]],
@@ -172,8 +132,9 @@ def fit(
     schedule: Schedule,
     budget: Budget,
     checkpoint: Callable[[State], None],
-    workers: int = 1,
+    processes: int = 1,
     every_minutes: float = 4.0,
+    compiled: bool = False,
 ) -> None:
     """Train until the budget is spent, calling ``checkpoint`` every few minutes and at the end.
 
@@ -181,13 +142,14 @@ def fit(
         batch_of: (step, share of the budget spent) -> tensors of one batch, noise included. What is drawn depends on
             the step alone, so that a run that was killed and resumed goes the same way.
         loss_of: (modules, tensors of a part of the batch) -> mean loss over that part, a scalar.
-        workers: threads that share a batch.
+        processes: how many share a batch.
+        compiled: compile the networks first, see ``Workers``.
 
     Raises:
         UserError: the loss is no finite number any more.
     """
-    with one_thread_an_operator():
-        _loop(state, Workers(state.modules, workers), batch_of, loss_of, schedule, budget, checkpoint, every_minutes)
+    with one_thread_an_operator(), workers(state.modules, processes, loss_of, compiled) as team:
+        _loop(state, team, batch_of, schedule, budget, checkpoint, every_minutes)
 
 
 @contextmanager
@@ -205,7 +167,6 @@ def _loop(
     state: State,
     team: Workers,
     batch_of: Callable[[int, float], Sequence[torch.Tensor]],
-    loss_of: LossOf,
     schedule: Schedule,
     budget: Budget,
     checkpoint: Callable[[State], None],
@@ -214,7 +175,7 @@ def _loop(
     start = saved = reported = time.monotonic()
     before = state.elapsed
     while (spent := budget.spent(state.step, state.elapsed)) < 1:
-        state.losses.append(team.backward(loss_of, batch_of(state.step, spent)))
+        state.losses.append(team.backward(batch_of(state.step, spent)))
         if not math.isfinite(state.losses[-1]):
             raise UserError(f"the loss of step {state.step} is {state.losses[-1]}; lower --learning-rate")
         state.update(schedule.rate(spent))
