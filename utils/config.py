@@ -62,7 +62,7 @@ class BuildConfig:
     width: int | None = flag(None, "width in pixels, a multiple of 8 (default: the checkpoint's own)")
     batch_size: int = flag(1, "pictures made by one call")
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
-    dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX")
+    dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX or avx512_bf16")
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")

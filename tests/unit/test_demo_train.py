@@ -20,11 +20,12 @@ from demo.autoencoder import encode, reconstruct, train_autoencoder
 from demo.checkpoint import load
 from demo.config import TrainConfig
 from demo.dataset import make_scene, vocabulary
-from demo.diffusion import Captioned, choose_batch, ddim, denoising_loss, tokenise, train_diffusion
+from demo.diffusion import Captioned, choose_batch, ddim, denoising_loss, draw_batch, tokenise, train_diffusion
 from demo.pictures import MIX, held_out, psnr, scenes, to_pixels, to_tensor
 from demo.stages import train
 from demo.tokenizer import write_tokenizer
-from demo.training import Budget, Schedule, State, Workers
+from demo.training import Budget, Schedule, State
+from demo.workers import workers
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,22 +132,48 @@ def test_training_lowers_the_loss(tmp_path, pixels):
     assert psnr(pixels[:8], reconstruct(vae, pixels[:8])) > before + 2
 
 
-def test_workers_find_the_gradients_of_the_whole_batch(tokenizer_folder):
+def test_processes_find_the_gradients_of_the_whole_batch(tokenizer_folder):
     parts = diffusion_parts(tokenizer_folder)
     modules = {"unet": parts[2], "text_encoder": parts[1]}
     data = captioned(parts[3], 5)
     batch = (data.latents.float(), data.ids.long(), torch.randn(5, 4, 4, 4), torch.randint(0, 1000, (5,)))
     found = []
-    for count in (1, 2, 3):
-        loss = Workers(modules, count).backward(partial(denoising_loss, ddim()), batch)
+    for count in (1, 3):
+        with workers(modules, count, partial(denoising_loss, ddim())) as team:
+            loss = team.backward(batch)
         found.append((loss, [p.grad.clone() for m in modules.values() for p in m.parameters() if p.grad is not None]))
         for module in modules.values():
             module.zero_grad()
-    assert max(g.abs().max() for g in found[0][1]) > 1e-3
-    for loss, gradients in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=0.02)
-        error = sum(((a - b) ** 2).sum() for a, b in zip(gradients, found[0][1], strict=True))
-        assert error < 0.01 * sum((g**2).sum() for g in found[0][1])  # bfloat16 rounds differently for each shape
+    (loss, gradients), (shared_loss, shared) = found
+    assert max(g.abs().max() for g in gradients) > 1e-3
+    assert shared_loss == pytest.approx(loss, rel=0.02)
+    error = sum(((a - b) ** 2).sum() for a, b in zip(shared, gradients, strict=True))
+    assert error < 0.01 * sum((g**2).sum() for g in gradients)  # bfloat16 rounds differently for each shape
+
+
+def squared(modules, x):
+    return (modules["linear"](x) ** 2).mean()
+
+
+def test_compiled_networks_have_the_same_gradients(monkeypatch):
+    calls, compile_ = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module, **kwargs: calls.append(module) or compile_(module, **kwargs))
+    modules, x = {"linear": torch.nn.Linear(3, 2)}, torch.randn(4, 3)
+    found = []
+    for compiled in (False, True):
+        with workers(modules, 1, squared, compiled) as team:
+            team.backward((x,))
+        found.append(modules["linear"].weight.grad.clone())
+        modules["linear"].zero_grad()
+    assert calls == [modules["linear"]]
+    assert torch.allclose(*found, rtol=1e-5)
+
+
+def test_noisy_timesteps_come_more_often(tokenizer_folder):
+    data = captioned(diffusion_parts(tokenizer_folder)[3])
+    even, noisy = (draw_batch(data, data.ids[:1], 400, 1000, focus, 0, 0, 0.0)[3].float() for focus in (1.0, 0.6))
+    assert 450 < even.mean() < 550 < noisy.mean() < 680
+    assert even.max() <= 999 and noisy.min() < 200
 
 
 def test_a_state_of_another_architecture_is_refused_by_name(tmp_path):
