@@ -1,10 +1,27 @@
+import shutil
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from fake_artifact import FakeEngine, fake_engine_module
 
 import runtime
+from models.random_checkpoint import random_checkpoint, save
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of random:tiny; tests only read it."""
+    folder = tmp_path_factory.mktemp("original") / "tiny-model"
+    save(random_checkpoint("tiny", 1), folder)
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of ``original`` that the test may change."""
+    return shutil.copytree(original, tmp_path / "tiny-model")
 
 
 @pytest.fixture
