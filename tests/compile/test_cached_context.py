@@ -9,9 +9,9 @@ import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_component import after, load, save
-from test_passes import draw, operators, run, written
 from torch import nn
 from tvm import relax
+from written_module import draw, operators, run, written
 
 from compiler.graph import bindings, static_shape
 from compiler.passes.lift_context import CONTEXT, FIXED, LiftContext

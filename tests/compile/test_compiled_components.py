@@ -2,7 +2,7 @@
 
 import pytest
 from small_component import after, parity
-from test_passes import operators
+from written_module import operators
 
 from compiler.verify import FLOOR
 from models.checkpoint import load_checkpoint

@@ -6,8 +6,8 @@ import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_component import CPU, after, block_component
-from test_passes import draw, run, written
 from tvm import relax, tirx
+from written_module import draw, run, written
 
 from compiler.kernels.registry import KERNEL
 from compiler.passes.schedule import ORIGIN, ScheduleRest
