@@ -38,10 +38,11 @@ def write_component(traced: Traced, native: Native, folder: Path) -> Component:
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     parameters = folder / "params" / f"{traced.name}.safetensors"
     parameters.parent.mkdir(exist_ok=True)
-    write_parameters(parameters, native.packed_types, _packed(traced.name, machine, native, traced.parameters))
+    packed = _packed(traced.name, machine, native, traced.parameters)
+    digest = write_parameters(parameters, native.packed_types, packed)
     return Component(
         library=describe(library, folder),
-        parameters=describe(parameters, folder),
+        parameters=describe(parameters, folder, digest),
         packing=native.packing,
         functions=native.functions,
         psnr={},

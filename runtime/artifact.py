@@ -204,9 +204,9 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe(path: Path, folder: Path) -> File:
-    """Return the manifest's entry for the file ``path`` inside ``folder``."""
-    return File(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+def describe(path: Path, folder: Path, digest: str | None = None) -> File:
+    """Return the manifest's entry for the file ``path`` inside ``folder``, whose SHA-256 may be known already."""
+    return File(path.relative_to(folder).as_posix(), path.stat().st_size, digest or sha256(path))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

@@ -5,9 +5,11 @@ The format allows no holes, so padding is a tensor of its own, named ``_padding.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ml_dtypes
@@ -52,21 +54,32 @@ def _layout(types: Mapping[str, tuple[list[int], str]]) -> dict[str, dict]:
 
 def write_parameters(
     path: Path, types: Mapping[str, tuple[list[int], str]], arrays: Iterable[tuple[str, np.ndarray]]
-) -> None:
+) -> str:
     """Write ``arrays`` one after the other, in the order of ``types`` (name -> shape, dtype).
 
-    Only one array is in memory at a time, if the iterable makes them one at a time.
+    One array is written while the next one is made; no more than these are in memory. Returns the file's SHA-256 in
+    hexadecimal.
     """
     header = json.dumps(_layout(types)).encode()
     header += b" " * (-(len(header) + 8) % ALIGNMENT)
-    with path.open("wb") as stream:
-        stream.write(len(header).to_bytes(8, "little") + header)
+    digest = hashlib.sha256()
+    with path.open("wb") as stream, ThreadPoolExecutor(1) as writer:
+
+        def put(*pieces: bytes | memoryview) -> None:
+            for piece in pieces:
+                stream.write(piece)
+                digest.update(piece)
+
+        written = writer.submit(put, len(header).to_bytes(8, "little"), header)
         for expected, (name, array) in zip(types, arrays, strict=True):
             shape, dtype = types[expected]
             if name != expected or array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
                 raise ValueError(f"parameter {name}: {array.dtype}{array.shape} does not fit {dtype}{tuple(shape)}")
-            stream.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            stream.write(bytes(-array.nbytes % ALIGNMENT))
+            written.result()
+            data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+            written = writer.submit(put, data, bytes(-array.nbytes % ALIGNMENT))
+        written.result()
+    return digest.hexdigest()
 
 
 def read_header(path: Path) -> tuple[dict[str, dict], int]:

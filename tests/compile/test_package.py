@@ -1,5 +1,6 @@
 """Saving: all or nothing, and parameters that can be mapped."""
 
+import hashlib
 import json
 import os
 import struct
@@ -161,7 +162,8 @@ def encodable(name):
 def test_parameters_come_back_aligned_and_equal(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "round-trip.safetensors"
     types = {name: (list(value.shape), str(value.dtype)) for name, value in values.items()}
-    write_parameters(path, types, iter(values.items()))
+    digest = write_parameters(path, types, iter(values.items()))
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     mapped = map_parameters(path)
     assert list(mapped) == list(values)
     for name, value in values.items():
