@@ -1,10 +1,11 @@
 """Convolution and matrix multiply in tiles of words: float32 split into bfloat16 parts on the way to the multiply.
 
-A task takes a stripe of the result's rows and a range of panels. It splits its part of the input, padding included,
-into the second cache level as words [channel block][pixel][16], so that 16 neighbouring pixels are one tile for every
-tap of the kernel. The result is computed on rows as wide as the padded input, and the columns beyond the real width
-are dropped. A chunk of a panel's weights is split into the first cache level and meets all pixels of the stripe there.
-Where the channels of a stripe exceed the cache they are taken in groups, and the sums of all panels wait in memory.
+A task takes a field of the result, some rows and columns of a picture, and a range of panels. It splits the part of
+the input that the field reads, padding included, into the second cache level as words [channel block][pixel][16], so
+that 16 neighbouring pixels are one tile for every tap of the kernel. The result is computed on rows as wide as that
+part, and the columns beyond the field are dropped. A chunk of a panel's weights is split into the first cache level and
+meets all pixels of the field there. Where the channels of a field exceed the cache they are taken in groups, and the
+sums of all panels wait in memory.
 Where one bfloat16 part is enough, the weights are packed as words at build time.
 A multiply is the convolution of a picture one pixel wide. Nearest upsampling before a convolution is a way to read.
 """
@@ -26,8 +27,8 @@ from compiler.kernels.unit import SIDE, TILE, Words
 from compiler.kernels.units import unit
 
 CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
-STRIPE = 512  # pixels of a stripe that pay for splitting the weights anew
-ROWS = 4  # rows of a stripe at least: it also splits the rows that its kernel overlaps with
+FIELD = 512  # pixels of a field that pay for splitting the weights anew
+COLUMNS = 64  # of a field at most: a field also splits the rows and columns that its kernel overlaps with
 # Time of a product, by unit and parts, in multiply-adds of vector registers; measured.
 SPEED: dict[tuple[str | None, int], float] = {("amx", 1): 0.15, ("amx", 2): 0.35, ("dot", 1): 0.55}
 SPLIT_COST = 6  # multiply-adds in whose time one number is split
@@ -45,10 +46,16 @@ def accepts(shape: ConvShape, machine: Machine) -> bool:
 
 def cost(shape: ConvShape, machine: Machine) -> float:
     """Estimate the time in multiply-adds of vector registers, dropped columns and half-empty tiles included."""
-    (height, width), (_, padded) = shape.result, shape.padded
-    used = shape.batch * (height - 1) * padded + width
+    height, width = shape.result
+    columns = even(width, COLUMNS)
+    used = shape.batch * (height - 1) * _wide(shape, columns) * -(-width // columns) + width
     products = SIDE * -(-used // SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
     return products * SPEED[machine.unit, machine.parts] + SPLIT_COST * (shape.pixels * shape.inputs + products // used)
+
+
+def _wide(shape: ConvShape, columns: int) -> int:
+    """Return the columns of the padded input that ``columns`` of the result read."""
+    return (columns - 1) * shape.stride[1] + shape.kernel[1]
 
 
 class _TileConv2d:
@@ -66,24 +73,29 @@ class _TileConv2d:
         self._share()
 
     def _share(self) -> None:
-        """Decide on pictures and rows of a stripe, shares of the panels, and channel blocks of a group and a chunk."""
+        """Decide on the size of a field, shares of the panels, and channel blocks of a group and a chunk."""
         shape, cores = self.shape, self.machine.cores
-        (height, width), (_, padded) = shape.result, shape.padded
-        whole = shape.pixels <= STRIPE
+        height, width = shape.result
+        whole = shape.pixels <= FIELD
         self.pictures = shape.batch if whole else 1
-        self.rows = height if whole else even(height, max(ROWS, STRIPE // width))
-        self.stripes = 1 if whole else shape.batch * -(-height // self.rows)
-        self.shares = 1 if self.stripes >= cores else min(cores, self.panels)
+        self.columns = even(width, COLUMNS)
+        self.across = -(-width // self.columns)
+        self.rows = height if whole else even(height, FIELD // self.columns)
+        self.down = -(-height // self.rows)
+        fields = shape.batch // self.pictures * self.down * self.across
+        self.shares = 1 if fields >= cores else min(cores, self.panels)
+        self.tasks = fields * self.shares
         self.needed = (self.rows - 1) * self.stride + shape.kernel[0]  # rows of the padded input
-        self.tiles = -(-((self.rows - 1) * padded + width) // TILE)
-        block = self.pictures * self.needed * padded * WORDS * WORD_BYTES * self.parts
+        self.wide = _wide(shape, self.columns)
+        self.tiles = -(-((self.rows - 1) * self.wide + self.columns) // TILE)
+        block = self.pictures * self.needed * self.wide * WORDS * WORD_BYTES * self.parts
         self.group = even(self.blocks, max(1, self.machine.cache // block))
         self.groups = -(-self.blocks // self.group)
         self.chunk = even(self.group, CHUNK)
         self.each = -(-self.panels // self.shares)
 
     def body(self) -> None:
-        """Declare the arguments and run a task for each stripe and share of the panels."""
+        """Declare the arguments and run a task for each field and share of the panels."""
         shape, machine = self.shape, self.machine
         size = (shape.height // shape.upsample, shape.width // shape.upsample)
         self.x = argument("x", (shape.batch, *size, shape.inputs))
@@ -92,12 +104,14 @@ class _TileConv2d:
         else:
             self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
         self.epilogue.declare()
-        with T.parallel(self.stripes * self.shares) as task:
-            stripe, share = T.floordiv(task, self.shares), T.floormod(task, self.shares)
-            stripes = -(-shape.result[0] // self.rows)
-            self.picture = 0 if self.pictures > 1 else T.floordiv(stripe, stripes)
-            self.first = T.floormod(stripe, stripes) * self.rows
-            self.count = T.min(self.rows, shape.result[0] - self.first)
+        with T.parallel(self.tasks) as task:
+            field, share = T.floordiv(task, self.shares), T.floormod(task, self.shares)
+            place = T.floordiv(field, self.across)
+            self.picture = 0 if self.pictures > 1 else T.floordiv(place, self.down)
+            self.top = T.floormod(place, self.down) * self.rows
+            self.left_column = T.floormod(field, self.across) * self.columns
+            self.count = T.min(self.rows, shape.result[0] - self.top)
+            self.count_columns = T.min(self.columns, shape.result[1] - self.left_column)
             self._allocate()
             self.unit.configure()
             with T.serial(self.groups) as group:
@@ -110,7 +124,7 @@ class _TileConv2d:
             self.unit.release()
 
     def _allocate(self) -> None:
-        pixels = self.pictures * self.needed * self.shape.padded[1] + TILE * self.stride  # tiles reach over the end
+        pixels = self.pictures * self.needed * self.wide + TILE * self.stride  # tiles reach over the end
         sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * TILE
         self.left = [scratch((self.group, pixels, WORDS)) for _ in range(self.parts)]
         if self.parts == 1:
@@ -124,13 +138,12 @@ class _TileConv2d:
         return T.min(self.group, self.blocks - group * self.group) if self.blocks % self.group else self.group
 
     def _split_input(self, group: Value) -> None:
-        """Split the group's channels of the rows that the stripe reads, upsampled; padding is zero."""
+        """Split the group's channels of what the field reads, upsampled; padding is zero."""
         shape, v = self.shape, self.v
         top, left, _, _ = shape.padding
-        width = shape.padded[1]
-        with T.serial(self.pictures) as picture, T.serial(self.needed) as row, T.serial(width) as column:
-            pixel = (picture * self.needed + row) * width + column
-            y, x = self.first * self.stride + row - top, column - left
+        with T.serial(self.pictures) as picture, T.serial(self.needed) as row, T.serial(self.wide) as column:
+            pixel = (picture * self.needed + row) * self.wide + column
+            y, x = self.top * self.stride + row - top, self.left_column * self.stride + column - left
             inside = T.And(T.And(y >= 0, y < shape.height), T.And(x >= 0, x < shape.width))
             with T.serial(self._blocks(group)) as block:
                 with T.If(inside):
@@ -148,20 +161,19 @@ class _TileConv2d:
             self.v.store(words, value, *index)
 
     def _multiply(self, group: Value, panel: Value, kept: Value, tap: Value, chunk: Value) -> None:
-        """Add one chunk of the reduction to the stripe's sums of a panel."""
+        """Add one chunk of the reduction to the field's sums of a panel."""
         length = T.min(self.chunk, self._blocks(group) - chunk * self.chunk)
         start = tap * self.blocks + group * self.group + chunk * self.chunk
         if self.parts > 1:
             self._split_weights(panel, start, length)
         right = [panel, start] if self.parts == 1 else [0]  # where the chunk's words are
-        width = self.shape.padded[1]
-        used = (self.count - 1) * width + self.shape.result[1]  # pixels of a picture's stripe, dropped ones included
+        used = (self.count - 1) * self.wide + self.count_columns  # pixels of a picture's field, dropped ones included
         chunks = -(-self.group // self.chunk)
         iteration = (group * self.taps + tap) * chunks + chunk
-        offset = T.floordiv(tap, self.shape.kernel[1]) * width + T.floormod(tap, self.shape.kernel[1])
+        offset = T.floordiv(tap, self.shape.kernel[1]) * self.wide + T.floormod(tap, self.shape.kernel[1])
         with T.serial(self.pictures) as picture, T.serial(T.floordiv(used + TILE - 1, TILE)) as tile:
             row = ((kept * self.pictures + picture) * self.tiles + tile) * TILE
-            pixel = picture * self.needed * width + offset + tile * TILE * self.stride
+            pixel = picture * self.needed * self.wide + offset + tile * TILE * self.stride
             with T.If(used - tile * TILE > SIDE):
                 with T.Then():
                     self._tile(2, iteration, row, chunk, length, pixel, right)
@@ -195,12 +207,12 @@ class _TileConv2d:
 
     def _write(self, panel: Value, picture: Value, start: Value, row: Value, used: Value) -> None:
         """Finish a tile's rows that belong to real pixels."""
-        (height, width), (_, padded) = self.shape.result, self.shape.padded
+        height, width = self.shape.result
         with T.serial(T.min(TILE, used - start)) as index:
-            y, x = T.floordiv(start + index, padded), T.floormod(start + index, padded)
-            with T.If(x < width):
+            y, x = T.floordiv(start + index, self.wide), T.floormod(start + index, self.wide)
+            with T.If(x < self.count_columns):
                 with T.Then():
-                    pixel = ((self.picture + picture) * height + self.first + y) * width + x
+                    pixel = ((self.picture + picture) * height + self.top + y) * width + self.left_column + x
                     self.registers.write_row(row + index, pixel, panel, self.epilogue)
 
 

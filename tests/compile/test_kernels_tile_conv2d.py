@@ -13,7 +13,7 @@ from test_kernels_conv2d import reference_conv2d
 
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.split import BLOCK, WORDS
-from compiler.kernels.tile_conv2d import STRIPE, accepts, pack_words, tile_conv2d
+from compiler.kernels.tile_conv2d import COLUMNS, FIELD, accepts, pack_words, tile_conv2d
 from compiler.target import resolve_target
 
 RELATIVE = {1: 2e-6, 2: 2e-5}  # one part against numbers that are already rounded: what is left is float32's sums
@@ -135,10 +135,10 @@ def test_multiply_with_an_activation(activation, outputs, unit):
 
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("cache", [1 << 15, 1 << 20])
-def test_several_stripes_of_several_pictures(cache, unit):
-    """Pictures of more pixels than a stripe, whose last stripe is shorter."""
-    shape = ConvShape(2, 37, 29, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
-    assert shape.pixels > STRIPE
+def test_several_fields_of_several_pictures(cache, unit):
+    """Pictures of more pixels and columns than a field, whose last field is smaller both ways."""
+    shape = ConvShape(2, 19, 2 * COLUMNS + 3, 64, 40, (3, 3), (1, 1), (1, 1, 1, 1))
+    assert shape.pixels > FIELD and shape.result[0] % (FIELD // COLUMNS)
     result, reference, scale = convolve(shape, (1,), word_machine(unit, cache=cache))
     assert_near(result, reference, scale, RELATIVE[unit[1]])
 
