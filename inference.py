@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 
+from utils.allocator import HUGE_PAGES, restart_with
 from utils.command_line import parse
 from utils.config import RunConfig
 from utils.errors import run_script
@@ -18,6 +19,7 @@ EXAMPLES = """
 
 def main(argv: list[str]) -> None:
     config = parse(RunConfig, argv, __doc__ or "", EXAMPLES)
+    restart_with(HUGE_PAGES)
     # TVM's Python imports torch where it is installed: two seconds and 200 MB that nothing here needs.
     sys.modules.setdefault("torch", None)
     from runtime.run import run  # only now, so that a bad flag is told at once

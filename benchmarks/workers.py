@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.peer import Settings
+from utils.allocator import HUGE_PAGES
 from utils.config import ROOT
 
 GRACE_SECONDS = 10
@@ -39,7 +40,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "backends.worker"],
                 cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                env={**HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from demo.judge_config import JudgeConfig
-from demo.train import keep_memory
+from utils.allocator import HUGE_PAGES, KEPT, restart_with
 from utils.command_line import parse
 from utils.errors import run_script
 
@@ -21,7 +21,7 @@ EXAMPLES = """
 def main(argv: list[str]) -> None:
     """Parse the flags and train."""
     config = parse(JudgeConfig, argv, __doc__ or "", EXAMPLES)
-    keep_memory()
+    restart_with(HUGE_PAGES | KEPT)
     from demo.judge_training import train
 
     train(config)

@@ -121,6 +121,8 @@ class _TileConv2d:
                     with T.serial(self.taps) as tap:
                         with T.serial(-(-self.group // self.chunk)) as chunk:
                             self._multiply(group, panel, kept, tap, chunk)
+                    with T.If(group == self.groups - 1), T.Then():
+                        self._write(panel, kept)
             self.unit.release()
 
     def _allocate(self) -> None:
@@ -179,9 +181,6 @@ class _TileConv2d:
                     self._tile(2, iteration, row, chunk, length, pixel, right)
                 with T.Else():
                     self._tile(1, iteration, row, chunk, length, pixel, right)
-            with T.If(iteration == self.groups * self.taps * chunks - 1):
-                with T.Then():
-                    self._write(panel, picture, tile * TILE, row, used)
 
     def _split_weights(self, panel: Value, start: Value, length: Value) -> None:
         with T.serial(length) as block, T.serial(WORDS) as pair:
@@ -205,15 +204,13 @@ class _TileConv2d:
         weights = Words(self.right, lambda block: [*outer, first + block])
         self.unit.accumulate(rows, self.sums, row, iteration == 0, length, left, weights, self.stride)
 
-    def _write(self, panel: Value, picture: Value, start: Value, row: Value, used: Value) -> None:
-        """Finish a tile's rows that belong to real pixels."""
+    def _write(self, panel: Value, kept: Value) -> None:
+        """Finish a panel of the field, without what is dropped."""
         height, width = self.shape.result
-        with T.serial(T.min(TILE, used - start)) as index:
-            y, x = T.floordiv(start + index, self.wide), T.floormod(start + index, self.wide)
-            with T.If(x < self.count_columns):
-                with T.Then():
-                    pixel = ((self.picture + picture) * height + self.top + y) * width + self.left_column + x
-                    self.registers.write_row(row + index, pixel, panel, self.epilogue)
+        with T.serial(self.pictures) as picture, T.serial(self.count) as y, T.serial(self.count_columns) as x:
+            row = (kept * self.pictures + picture) * self.tiles * TILE + y * self.wide + x
+            pixel = ((self.picture + picture) * height + self.top + y) * width + self.left_column + x
+            self.registers.write_row(row, pixel, panel, self.epilogue)
 
 
 def tile_conv2d(

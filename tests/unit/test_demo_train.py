@@ -14,7 +14,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from demo import train as script
 from demo.architecture import Architecture
 from demo.autoencoder import encode, reconstruct, train_autoencoder
 from demo.checkpoint import load
@@ -282,17 +281,3 @@ def test_the_script_says_what_is_missing_in_one_line(tmp_path):
     assert result.returncode == 2, result.stderr
     assert "--stage autoencoder" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_the_allocator_is_set_once(monkeypatch):
-    started = []
-    monkeypatch.setattr(script.os, "execve", lambda path, argv, environment: started.append(environment))
-    monkeypatch.setattr(script.sys, "platform", "linux")
-    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    monkeypatch.setenv("MALLOC_TOP_PAD_", "7")
-    script.keep_memory()
-    assert started[0]["MALLOC_ARENA_MAX"] == "1" and started[0]["MALLOC_TOP_PAD_"] == "7"
-    for name, value in started[0].items():
-        monkeypatch.setenv(name, value)
-    script.keep_memory()
-    assert len(started) == 1
