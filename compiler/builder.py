@@ -6,14 +6,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 import tvm
 
+from compiler.cache import Plan, place, store
+from compiler.facts import REST, versions
 from compiler.native import Native, compile_component
-from compiler.optimisations import enabled
 from compiler.package import write_component
 from compiler.staging import staged
 from compiler.target import Cpu, require_runs_here, resolve_target
@@ -26,8 +26,6 @@ from runtime.engine import Engine, set_num_threads
 from utils import units
 from utils.config import BuildConfig
 
-VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
-
 
 def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, float]:
     """Return the share of time by origin; what is no kernel (allocation, views) counts as "other"."""
@@ -39,7 +37,7 @@ def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, flo
 
 
 def _manifest(
-    config: BuildConfig, checkpoint: Checkpoint, cpu: Cpu, size: tuple[int, int], tokenizer: artifact.File
+    config: BuildConfig, plan: Plan, checkpoint: Checkpoint, cpu: Cpu, size: tuple[int, int], tokenizer: artifact.File
 ) -> Callable[[dict[str, artifact.Component], float], artifact.Manifest]:
     """Return a function that makes the manifest from what only the build's end knows."""
 
@@ -61,22 +59,26 @@ def _manifest(
             scheduler=checkpoint.scheduler_config,
             tokenizer=tokenizer,
             components=built,
-            optimisations=enabled(config.disable, config.dtype),
-            versions={name: version(name) for name in VERSIONS},
+            optimisations=plan.on,
+            versions=versions(),
             build_seconds=round(seconds, 1),
+            facts=plan.facts[REST],
         )
 
     return make
 
 
-def _compile(component: Component, cpu: Cpu, config: BuildConfig, folder: Path) -> tuple[artifact.Component, Native]:
+def _compile(
+    component: Component, cpu: Cpu, config: BuildConfig, plan: Plan, folder: Path
+) -> tuple[artifact.Component, Native]:
+    print(f"{component.name}: to be built, {plan.reasons[component.name]}", flush=True)
     start = time.perf_counter()
     traced = trace(component)
     traced_seconds = time.perf_counter() - start
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
-    native = compile_component(traced, cpu, enabled(config.disable, config.dtype), debug_dir)
+    native = compile_component(traced, cpu, plan.on, debug_dir)
     start = time.perf_counter()
-    entry = write_component(traced, native, folder)
+    entry = write_component(traced, native, folder, plan.facts[component.name])
     written = units.seconds(time.perf_counter() - start)
     print(
         f"{component.name}: traced in {units.seconds(traced_seconds)}, {len(native.origins)} kernels compiled in "
@@ -103,8 +105,16 @@ def _verified(
     return replace(entry, psnr={k: round(v, 2) for k, v in parity.psnr.items()}, time_share=shares)
 
 
-def build(config: BuildConfig) -> Path:
-    """Build the artifact that ``config`` describes and return its folder.
+def _take(name: str, plan: Plan, config: BuildConfig, folder: Path) -> artifact.Component:
+    """Take a component that was built before."""
+    built = plan.found[name]
+    where = config.output_dir if built.folder == config.output_dir else "the cache"
+    print(f"{name}: unchanged, taken from {where}", flush=True)
+    return place(built, folder)
+
+
+def build(config: BuildConfig, plan: Plan) -> Path:
+    """Build what ``plan`` lacks of the artifact that ``config`` describes and return its folder.
 
     Raises:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
@@ -123,16 +133,21 @@ def build(config: BuildConfig) -> Path:
     parts = components(checkpoint, *size, config.batch_size)
     with staged(config.output_dir) as folder:
         (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
-        make = _manifest(config, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
+        make = _manifest(config, plan, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
         built, natives = {}, {}
         for part in parts:
-            built[part.name], natives[part.name] = _compile(part, cpu, config, folder)
+            if part.name in plan.found:
+                built[part.name] = _take(part.name, plan, config, folder)
+            else:
+                built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder)
         artifact.write_manifest(make(built, 0.0), folder)
         unverified = artifact.Artifact(folder)
-        for part in parts:
+        for part in (part for part in parts if part.name in natives):
             engine = Engine(unverified, part.name, tvm.cpu())
             built[part.name] = _verified(part, built[part.name], natives[part.name], engine, config.dtype)
         artifact.write_manifest(make(built, time.perf_counter() - start), folder)
+    if config.enable_cache:
+        store(artifact.Artifact(config.output_dir), list(natives))
     total = sum(path.stat().st_size for path in config.output_dir.rglob("*") if path.is_file())
     print(f"saved {config.output_dir} ({units.size(total)}) in {units.seconds(time.perf_counter() - start)}")
     return config.output_dir

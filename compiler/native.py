@@ -29,7 +29,7 @@ class Native:
 
     ``packing`` says how each packed parameter is made and ``packed_types`` what it is, both in the order in which every
     function takes them; ``functions`` are the manifest's; ``origins`` tells for each kernel by symbol what it is: a
-    kernel of ours by name, or "rule".
+    kernel of ours by name, or "rule". ``used`` names the optimisations that changed anything.
     """
 
     code: NativeCode
@@ -37,6 +37,7 @@ class Native:
     packed_types: dict[str, ShapeAndType]
     functions: dict[str, FunctionType]
     origins: dict[str, str]
+    used: list[str]
     seconds: float
 
 
@@ -85,8 +86,9 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
     packing: dict[str, Packing] = {}
     packed_types: dict[str, ShapeAndType] = {}
     origins: dict[str, str] = {}
+    used: set[str] = set()
     module = traced.module
-    for phase, compiled in optimise(traced.module, cpu, on, debug_dir):
+    for phase, compiled in optimise(traced.module, cpu, on, debug_dir, used):
         module = compiled
         if phase == "dispatch":
             packing = {name: Packing(**entry) for name, entry in json.loads(str(module.attrs["packing"])).items()}
@@ -96,4 +98,4 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
         if phase == "rest":
             origins = _origins(module)
     code = generate(traced.name, module, cpu.target)
-    return Native(code, packing, packed_types, functions, origins, time.perf_counter() - start)
+    return Native(code, packing, packed_types, functions, origins, sorted(used), time.perf_counter() - start)

@@ -28,10 +28,10 @@ def _packed(
         yield packed, machine[packing.function](*tensors).numpy()
 
 
-def write_component(traced: Traced, native: Native, folder: Path) -> Component:
+def write_component(traced: Traced, native: Native, folder: Path, facts: dict[str, str]) -> Component:
     """Write the library and the packed parameters of a component and return its entry in the manifest.
 
-    Packing runs the library's own packing functions, one parameter in memory at a time.
+    Packing runs the library's own packing functions. ``facts``: see ``compiler.facts``.
     """
     library = folder / f"{traced.name}.so"
     native.code.export(library)
@@ -48,4 +48,6 @@ def write_component(traced: Traced, native: Native, folder: Path) -> Component:
         psnr={},
         time_share={},
         raw_bytes=sum(value.nbytes for value in traced.parameters.values()),
+        optimisations=native.used,
+        facts=facts,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from compiler.passes.decompose_attention import DecomposeAttention
@@ -32,8 +33,11 @@ class Step:
     optimisation: str | None = None
 
 
-def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
-    """Return the passes in their order. This list is the compiler; everything else is what they do."""
+def steps(cpu: Cpu, on: dict[str, bool], used: set[str]) -> list[Step]:
+    """Return the passes in their order. This list is the compiler; everything else is what they do.
+
+    ``used`` receives the names of the optimisations that a kernel was chosen for.
+    """
     return [
         # Phase 1: the graph, in PyTorch's operators and layouts, becomes channels-last with nothing to undo.
         Step("graph", Simplify()),
@@ -48,7 +52,7 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
         Step("dispatch", DecomposeAttention(cpu.machine, on)),
         Step("dispatch", Simplify()),
         Step("dispatch", join_multiplies(cpu.machine), "joined_multiplies"),
-        Step("dispatch", Dispatch(cpu.machine, on)),
+        Step("dispatch", Dispatch(cpu.machine, on, used)),
         Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),
         # Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare.
@@ -73,16 +77,19 @@ def steps(cpu: Cpu, on: dict[str, bool]) -> list[Step]:
 
 
 def optimise(
-    module: tvm.IRModule, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None
+    module: tvm.IRModule, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, used: set[str]
 ) -> Iterator[tuple[str, tvm.IRModule]]:
     """Run the passes and yield (phase, module) after each phase.
 
-    With ``debug_dir`` the IR after each pass is written there, numbered and readable.
+    ``used`` receives the names of the optimisations that changed anything. With ``debug_dir`` the IR after each pass is
+    written there, numbered and readable.
     """
-    planned = [step for step in steps(cpu, on) if step.optimisation is None or on[step.optimisation]]
+    planned = [step for step in steps(cpu, on, used) if step.optimisation is None or on[step.optimisation]]
     with cpu.target:
         for number, step in enumerate(planned, 1):
-            module = step.run(module)
+            before, module = module, step.run(module)
+            if step.optimisation is not None and not tvm_ffi.structural_equal(before, module):
+                used.add(step.optimisation)
             if debug_dir is not None:
                 debug_dir.mkdir(parents=True, exist_ok=True)
                 path = debug_dir / f"{number:02d}-{step.phase}-{step.run.info.name}.py"

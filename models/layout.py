@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.digests import known_digests
 from utils.errors import UserError
 
 MODEL_INDEX = "model_index.json"
@@ -51,14 +52,10 @@ class Layout:
         return [*configs, *(path for path in tokenizer if path.is_file()), *self.weights.values()]
 
     def digest(self) -> str:
-        """Return the hexadecimal SHA-256 over names and contents of ``files``."""
-        digest = hashlib.sha256()
-        for path in sorted(self.files()):
-            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{path.stat().st_size}\0".encode())
-            with path.open("rb") as stream:
-                while block := stream.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        """Return the hexadecimal SHA-256 over names of ``files`` and the SHA-256 of their contents."""
+        found = known_digests(sorted(self.files()))
+        lines = (f"{path.relative_to(self.folder).as_posix()}\0{digest}\0" for path, digest in found.items())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

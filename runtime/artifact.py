@@ -7,16 +7,16 @@ checks the full digests.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.digests import sha256
 from utils.errors import UserError
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -68,7 +68,8 @@ class Component:
     """One compiled part: functions x shapes over one parameter file.
 
     Every function takes its inputs, then all parameters in the order of ``packing``. ``psnr`` is in dB against PyTorch,
-    per function; ``time_share`` the share of estimated time by record, kernel and rule.
+    per function; ``time_share`` the share of estimated time by record, kernel and rule. ``optimisations`` names those
+    that changed it, and ``facts`` what else decided it: both tell whether it has to be built anew.
     """
 
     library: File
@@ -78,11 +79,13 @@ class Component:
     psnr: dict[str, float]
     time_share: dict[str, float]
     raw_bytes: int
+    optimisations: list[str]
+    facts: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. Sizes in pixels; ``latent_scale`` is pixels per latent pixel."""
+    """All of manifest.json. Sizes in pixels; ``latent_scale`` is pixels per latent pixel; ``facts``: see Component."""
 
     schema: int
     model_name: str
@@ -103,21 +106,22 @@ class Manifest:
     optimisations: dict[str, bool]
     versions: dict[str, str]
     build_seconds: float
+    facts: dict[str, str]
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
+def decode(kind: Any, value: Any, where: str) -> Any:
     """Turn parsed JSON into ``kind``, checking types all the way down."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _decode_dataclass(typing.cast(type, kind), value, where)
     if origin is list and isinstance(value, list):
-        return [_decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
+        return [decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
     if origin is dict and isinstance(value, dict):
-        return {k: _decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
     if kind is Any or (type(None) in arguments and value is None):
         return value
     if type(None) in arguments:
-        return _decode(arguments[0], value, where)
+        return decode(arguments[0], value, where)
     if kind is float and type(value) is int:
         return float(value)
     if origin is None and type(value) is kind:
@@ -130,7 +134,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict) or set(value) != names:
         raise UserError(f"{MANIFEST}: {where} must have the keys {sorted(names)}; build the artifact again")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
 def _check_functions(component: str, description: Component) -> None:
@@ -174,7 +178,7 @@ class Artifact:
         schema = value.get("schema") if isinstance(value, dict) else None
         if schema != SCHEMA:
             raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; build the artifact again")
-        return _decode(Manifest, value, "manifest")
+        return decode(Manifest, value, "manifest")
 
     def files(self) -> list[File]:
         """Return every file that the manifest names."""
@@ -195,21 +199,14 @@ class Artifact:
         return self.folder / file.path
 
 
-def sha256(path: Path) -> str:
-    """Return the hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def describe(path: Path, folder: Path, digest: str | None = None) -> File:
     """Return the manifest's entry for the file ``path`` inside ``folder``, whose SHA-256 may be known already."""
     return File(path.relative_to(folder).as_posix(), path.stat().st_size, digest or sha256(path))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write manifest.json into ``folder``."""
+    """Write manifest.json into ``folder``, whole or not at all."""
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(folder / MANIFEST)

@@ -1,5 +1,6 @@
 """Artifacts and checkpoints that many tests share, each made once a session by the scripts themselves."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,13 @@ def must_run(*arguments: object, **options: object) -> subprocess.CompletedProce
     done = run_script(*arguments, **options)
     assert done.returncode == 0, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep what tests build out of the user's cache, and the other way round."""
+    os.environ["TVMERGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    return Path(os.environ["TVMERGE_CACHE"])
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,8 @@ class BuildConfig:
     dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX or avx512_bf16")
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
+    enable_cache: int = flag(1, "1: take components again that nothing changed for; 0: build all")
+    no_wait: bool = flag(False, "fail at once where another build writes to --output-dir, rather than wait for it")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class BuildConfig:
         if self.winograd_tile is not None:
             choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
         _check_range("--num-threads", self.num_threads, 1, 1024)
+        choose("--enable-cache", str(self.enable_cache), ("0", "1"))
         _check_writable("--output-dir", self.output_dir)
 
 

@@ -43,8 +43,8 @@ def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
 class _Matcher:
     """Finds the operators of a function that kernels take, and their tails."""
 
-    def __init__(self, function: relax.Function, machine: Machine, on: dict[str, bool]) -> None:
-        self.machine, self.on = machine, on
+    def __init__(self, function: relax.Function, machine: Machine, on: dict[str, bool], used: set[str]) -> None:
+        self.machine, self.on, self.used = machine, on, used
         self.known = parameter_only(function)
         self.steps = bindings(function)
         self.values = {step.var: step.value for step in self.steps}
@@ -62,6 +62,7 @@ class _Matcher:
                 step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.machine, self.on
             )
             if entry is not None:
+                self.used.update(entry.optimisations)
                 self.matches[step.var] = self._absorb_upsampling(_Match(step.value, entry))
             elif is_op(step.value, "relax.add"):
                 self._absorb_add(step)
@@ -131,6 +132,7 @@ class _Matcher:
         match = self._open(result)
         if match is not None and activation in match.entry.activations and self.on[match.entry.fuses]:
             match.activation = activation
+            self.used.add(match.entry.fuses)
             self._absorb(match, result, vanishing, step.var)
 
     def _absorb_geglu(self, step: relax.VarBinding) -> None:
@@ -206,17 +208,19 @@ class _Dispatcher(PyExprMutator):
 
 @tvm.transform.module_pass(opt_level=0, name="Dispatch")
 class Dispatch:
-    """Replace what the registry's kernels take; operators of disabled optimisations stay for phase 3."""
+    """Replace what the registry's kernels take; operators of disabled optimisations stay for phase 3.
 
-    def __init__(self, machine: Machine, on: dict[str, bool]) -> None:
-        self.machine = machine
-        self.on = on
+    ``used`` receives the names of the optimisations that were of use.
+    """
+
+    def __init__(self, machine: Machine, on: dict[str, bool], used: set[str]) -> None:
+        self.machine, self.on, self.used = machine, on, used
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
         dispatcher = _Dispatcher(module, self.machine)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
-                matcher = _Matcher(function, self.machine, self.on)
+                matcher = _Matcher(function, self.machine, self.on, self.used)
                 matcher.run()
                 dispatcher.matches, dispatcher.absorbed = matcher.matches, matcher.absorbed
                 dispatcher.builder_.update_func(variable, dispatcher.visit_expr(function))

@@ -73,7 +73,7 @@ def block_component(seed: int = 0) -> Component:
 
 def after(component: Component, phase: str, disable: str = "", cpu: Cpu = CPU) -> tvm.IRModule:
     """Return the module of ``component`` after a phase of the pipeline."""
-    return dict(optimise(trace(component).module, cpu, enabled(disable), None))[phase]
+    return dict(optimise(trace(component).module, cpu, enabled(disable), None, set()))[phase]
 
 
 def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.File) -> artifact.Manifest:
@@ -98,6 +98,7 @@ def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.F
         optimisations={},
         versions={},
         build_seconds=0.0,
+        facts={},
     )
 
 
@@ -110,7 +111,7 @@ def save(component: Component, folder: Path, disable: str = "", cpu: Cpu = CPU) 
     """Compile ``component`` into ``folder`` and return its entry in the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     traced = trace(component)
-    return write_component(traced, compile_component(traced, cpu, enabled(disable), None), folder)
+    return write_component(traced, compile_component(traced, cpu, enabled(disable), None), folder, {})
 
 
 def load(entry: artifact.Component, name: str, folder: Path) -> Engine:

@@ -28,7 +28,7 @@ DECOMPOSE = DecomposeAttention(CPU.machine, enabled("flash_attention"))
 class TestAttention:
     SHAPES = ((2, 9, 3, 5), (2, 13, 3, 5), (2, 13, 3, 7))
 
-    @pytest.mark.parametrize("pass_", [DECOMPOSE, Dispatch(WITHOUT_UNIT.machine, ALL_ON)])
+    @pytest.mark.parametrize("pass_", [DECOMPOSE, Dispatch(WITHOUT_UNIT.machine, ALL_ON, set())])
     @pytest.mark.parametrize("causal", [None, "TopLeft", "BottomRight"])
     @pytest.mark.parametrize("scale", [None, 0.7])
     def test_decomposed_and_dispatched(self, pass_, causal, scale):
@@ -45,7 +45,7 @@ class TestAttention:
         def build(emit, q, k, v, bias):
             return emit(relax.op.nn.attention(q, k, v, bias))
 
-        module = Dispatch(CPU.machine, ALL_ON)(written(build, *self.SHAPES, (2, 3, 9, 13)))
+        module = Dispatch(CPU.machine, ALL_ON, set())(written(build, *self.SHAPES, (2, 3, 9, 13)))
         assert operators(module) == ["nn.attention_bias"]
         inputs = draw(*self.SHAPES, (2, 3, 9, 13))
         expected = attention(*inputs[:3], bias=inputs[3])
@@ -58,5 +58,5 @@ class TestAttention:
         def build(emit, q, k, v):
             return emit(relax.op.nn.attention(q, k, v, causal_mask="BottomRight"))
 
-        for pass_ in (DECOMPOSE, Dispatch(CPU.machine, ALL_ON)):
+        for pass_ in (DECOMPOSE, Dispatch(CPU.machine, ALL_ON, set())):
             assert np.isfinite(run(pass_(written(build, *shapes)), *draw(*shapes))).all()

@@ -10,7 +10,7 @@ from compiler.passes.dispatch import Dispatch
 
 
 def dispatched(build, *shapes, weights, on=ALL_ON):
-    return Dispatch(WITHOUT_UNIT.machine, on)(written(build, *shapes, weights=weights))
+    return Dispatch(WITHOUT_UNIT.machine, on, set())(written(build, *shapes, weights=weights))
 
 
 class TestDispatch:

@@ -34,7 +34,7 @@ def kernels(module):
 
 def run(module, *inputs, function="main"):
     """Legalise, lower and run without any schedule: the plain meaning of a module."""
-    lower = [relax.transform.LegalizeOps(), *(step.run for step in steps(CPU, OFF) if step.phase == "lower")]
+    lower = [relax.transform.LegalizeOps(), *(step.run for step in steps(CPU, OFF, set()) if step.phase == "lower")]
     with CPU.target:
         module = tvm.transform.Sequential(lower)(module)
     executable = tvm.compile(module, target=CPU.target, relax_pipeline=tvm.transform.Sequential([]))

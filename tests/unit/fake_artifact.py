@@ -69,7 +69,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         library.write_bytes(b"native code")
         parameters.write_bytes(b"parameters of " + name.encode())
         files = describe(library, folder), describe(parameters, folder)
-        components[name] = Component(*files, {}, types_, dict.fromkeys(types_, 99.0), {"rule": 1.0}, 14)
+        components[name] = Component(*files, {}, types_, dict.fromkeys(types_, 99.0), {"rule": 1.0}, 14, [], {})
     manifest = Manifest(
         schema=SCHEMA,
         model_name="fake, small: model",
@@ -96,6 +96,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         optimisations={},
         versions={},
         build_seconds=1.0,
+        facts={},
     )
     write_manifest(dataclasses.replace(manifest, **changes), folder)
     return folder

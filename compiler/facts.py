@@ -1,0 +1,62 @@
+"""What decides a component, by name: while none of it changes, neither does the component.
+
+All of it is found before torch or tvm is imported. What --disable leaves out is told apart: see ``compiler.cache``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import version
+
+from models.source import digests
+from runtime.artifact import SCHEMA
+from utils.command_line import flag_name
+from utils.config import ROOT, BuildConfig
+from utils.cpu import cpu_name, host_instruction_sets, physical_cores
+
+VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
+SOURCES = ("compiler", "models")
+TOUCHES = {
+    "text_encoder": ("dtype", "batch_size"),
+    "unet": ("dtype", "batch_size", "height", "width", "winograd_tile"),
+    "vae_decoder": ("dtype", "batch_size", "height", "width", "winograd_tile"),
+}
+REST = "artifact"  # what no component depends on, but the manifest does
+Facts = dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide what is built."""
+    return {name: version(name) for name in VERSIONS}
+
+
+def _target(text: str) -> str:
+    if text.lstrip().startswith("{"):
+        return f"{text.strip()} on {physical_cores()} cores"
+    return " ".join([cpu_name(), f"{physical_cores()} cores", *(host_instruction_sets() or ())])
+
+
+def _sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def facts(config: BuildConfig) -> dict[str, Facts]:
+    """Return the facts of each component, and under ``REST`` those of the artifact alone.
+
+    Raises:
+        UserError: the checkpoint can't be read.
+    """
+    model = digests(config.model)
+    common = {
+        "--target": _target(config.target),
+        "sources of compiler/ and models/": _sources(),
+        "library versions": " ".join([str(SCHEMA), *versions().values()]),
+    }
+    found = {REST: {"--model": model[REST]}}
+    for component, names in TOUCHES.items():
+        flags = {flag_name(name): str(getattr(config, name)) for name in names}
+        found[component] = {"--model": model[component], **flags, **common}
+    return found
