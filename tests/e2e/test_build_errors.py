@@ -165,7 +165,7 @@ compiler.builder.compile_component = interrupted
 def drive(tmp_path, output, fault):
     """Run build.py's main with a fault injected, in a process of its own."""
     driver = tmp_path / "driver.py"
-    flags = ["--model", "random:tiny", "--output-dir", str(output)]
+    flags = ["--model", "random:tiny", "--output-dir", str(output), "--enable-cache", "0"]
     driver.write_text(DRIVER.format(root=str(ROOT), flags=flags, fault=fault))
     return subprocess.run([sys.executable, driver], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
