@@ -66,7 +66,7 @@ class BuildConfig:
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
     enable_cache: int = flag(1, "1: take components again that nothing changed for; 0: build all")
-    no_wait: bool = flag(False, "fail at once where another build writes to --output-dir, rather than wait for it")
+    no_wait: bool = flag(False, "fail at once where another build writes to the same folder, rather than wait for it")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
 
     def __post_init__(self) -> None:

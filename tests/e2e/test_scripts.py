@@ -156,7 +156,7 @@ def test_ctrl_c_in_the_steps(tiny_artifact, tmp_path):
 
 def test_ctrl_c_in_a_build(tmp_path):
     output = tmp_path / "artifact"
-    command = ["build.py", "--model", "random:tiny", "--output-dir", output]
+    command = ["build.py", "--model", "random:tiny", "--output-dir", output, "--enable-cache", 0]
     code, stderr = interrupt(
         command, lambda: any((folder / "text_encoder.so").exists() for folder in tmp_path.iterdir())
     )
