@@ -13,7 +13,7 @@ import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
 from compiler.kernels.tir import Value, local, pointer
-from compiler.kernels.unit import SIDE, TILE, Unit, Words, either
+from compiler.kernels.unit import SIDE, TILE, Product, Unit, either
 
 REGISTERS = 8
 PALETTE = 1
@@ -49,22 +49,12 @@ class Amx(Unit):
         """Free the registers, so that a switch of threads need not save them."""
         _call("tilerelease")
 
-    def accumulate(
-        self,
-        rows: int,
-        sums: Value,
-        first: Value,
-        fresh: bool | Value,
-        count: Value,
-        left: Words,
-        right: Words,
-        stride: int = 1,
-    ) -> None:
+    def accumulate(self, product: Product) -> None:
         """See ``Unit``."""
-        quarters = range(2 * rows)  # of the result, by register
+        quarters = range(2 * product.rows)  # of the result, by register
 
         def place(index: int) -> list[Value]:
-            return [first + index // 2 * SIDE, index % 2 * SIDE]
+            return [product.first + index // 2 * SIDE, index % 2 * SIDE]
 
         def clear() -> None:
             for index in quarters:
@@ -72,20 +62,19 @@ class Amx(Unit):
 
         def load() -> None:
             for index in quarters:
-                _load(index, sums, place(index), 4 * TILE)
+                _load(index, product.sums, place(index), 4 * TILE)
 
-        either(fresh, clear, load)
-        with T.serial(count) as step:
-            _multiply(rows, left, left.at(step), right, right.at(step), stride)
+        either(product.fresh, clear, load)
+        with T.serial(product.count) as step:
+            _multiply(product, step)
         for index in quarters:
-            _call("tilestored64", _register(index), pointer(sums, place(index)), T.int64(4 * TILE))
+            _call("tilestored64", _register(index), pointer(product.sums, place(index)), T.int64(4 * TILE))
 
 
-def _multiply(
-    rows: int, left: Words, left_at: Sequence[Value], right: Words, right_at: Sequence[Value], stride: int
-) -> None:
+def _multiply(product: Product, step: Value) -> None:
     """Add one step, the smallest products first."""
-    *outer, row = left_at
+    rows, left, right, stride = product.rows, product.left, product.right, product.stride
+    (*outer, row), right_at = left.at(step), right.at(step)
 
     def load_left(part: int) -> None:
         for block in range(rows):
@@ -95,16 +84,16 @@ def _multiply(
         for block in range(2):
             _load(6 + block, right.parts[part], [*right_at, block, 0, 0])
 
-    def product() -> None:
+    def multiply() -> None:
         for index in range(2 * rows):
             _call("tdpbf16ps", _register(index), _register(4 + index // 2), _register(6 + index % 2))
 
     load_left(0)
     if len(left.parts) > 1:
         load_right(1)
-        product()
+        multiply()
     load_right(0)
-    product()
+    multiply()
     if len(left.parts) > 1:
         load_left(1)
-        product()
+        multiply()

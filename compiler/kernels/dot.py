@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tvm.tirx.script.builder.ir as T
 
-from compiler.kernels.tir import Value, Vectors, local
-from compiler.kernels.unit import SIDE, TILE, Unit, Words, either
+from compiler.kernels.tir import Vectors, local
+from compiler.kernels.unit import SIDE, TILE, Product, Unit, either
 
 ROWS = 11  # of two vectors each: with two vectors of weights they leave registers free
 SIDES = TILE // SIDE
@@ -38,34 +38,15 @@ class Dot(Unit):
     def release(self) -> None:
         """Leave nothing behind: vector registers belong to nobody."""
 
-    def accumulate(
-        self,
-        rows: int,
-        sums: Value,
-        first: Value,
-        fresh: bool | Value,
-        count: Value,
-        left: Words,
-        right: Words,
-        stride: int = 1,
-    ) -> None:
+    def accumulate(self, product: Product) -> None:
         """See ``Unit``."""
         with T.attr(0, "pragma_import_llvm", FUNCTION):
-            for start in range(0, rows * SIDE, ROWS):
-                some = range(start, min(start + ROWS, rows * SIDE))
-                self._some(some, sums, first, fresh, count, left, right, stride)
+            for start in range(0, product.rows * SIDE, ROWS):
+                some = range(start, min(start + ROWS, product.rows * SIDE))
+                self._some(some, product)
 
-    def _some(
-        self,
-        rows: range,
-        sums: Value,
-        first: Value,
-        fresh: bool | Value,
-        count: Value,
-        left: Words,
-        right: Words,
-        stride: int,
-    ) -> None:
+    def _some(self, rows: range, product: Product) -> None:
+        sums, first, left, right = product.sums, product.first, product.left, product.right
         one, v, places = Vectors(1), self.v, [(row, side) for row in rows for side in range(SIDES)]
 
         def now(row: int, side: int) -> tuple[int, int]:
@@ -79,13 +60,13 @@ class Dot(Unit):
             for row, side in places:
                 v.store(self.now, v.load(sums, first + row, side * SIDE), *now(row, side))
 
-        either(fresh, clear, load)
-        with T.serial(count) as step, T.serial(SIDE) as pair:
+        either(product.fresh, clear, load)
+        with T.serial(product.count) as step, T.serial(SIDE) as pair:
             *outer, row = left.at(step)
             block = right.at(step)
             columns = [T.bind(v.load(right.parts[0], *block, side, pair, 0)) for side in range(SIDES)]
             for line in rows:
-                word = T.bind(v.all(one.load(left.parts[0], *outer, row + line * stride, pair)))
+                word = T.bind(v.all(one.load(left.parts[0], *outer, row + line * product.stride, pair)))
                 for side in range(SIDES):
                     total = v.load(self.now, *now(line, side))
                     v.store(self.now, T.call_extern("float32x16", NAME, total, word, columns[side]), *now(line, side))

@@ -23,7 +23,7 @@ from compiler.kernels.register_tile import Machine
 from compiler.kernels.shuffle import load_row, store_row, transpose
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, scratch, tiles
-from compiler.kernels.unit import SIDE, TILE, Words
+from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
 
 KEY_TILES = 2  # of 32 keys a block: its scores and exponentials stay in the first cache level
@@ -197,7 +197,7 @@ class _TileAttention:
         """Compute S^T of 32 keys x 32 queries."""
         keys = Words(self.k_words, lambda step: [self.slot, self.start + tile, step, 0])
         queries = Words(self.q_words, lambda step: [block, step])
-        self.unit.accumulate(2, self.scores, tile * BLOCK, True, self.sizes, keys, queries)
+        self.unit.accumulate(Product(2, self.scores, tile * BLOCK, True, self.sizes, keys, queries))
 
     def _maximum(self, block: Value) -> None:
         """Mask the scores, and find the running maximum."""
@@ -271,7 +271,7 @@ class _TileAttention:
         """Add the block's keys to rows of O^T."""
         values = Words(self.v_words, lambda tile: [self.slot, self.start + tile, row])
         weights = Words(self.p_words, lambda tile: [tile])
-        self.unit.accumulate(rows, self.ot, block * self.rows + row, False, self.tiles, values, weights)
+        self.unit.accumulate(Product(rows, self.ot, block * self.rows + row, False, self.tiles, values, weights))
 
     def _store(self, block: Value) -> None:
         """Divide by the sums and turn the result back."""

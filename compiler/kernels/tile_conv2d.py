@@ -23,7 +23,7 @@ from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import Machine, RegisterTile
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
-from compiler.kernels.unit import SIDE, TILE, Words
+from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
 
 CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
@@ -202,7 +202,7 @@ class _TileConv2d:
         *outer, first = right
         left = Words(self.left, lambda block: [chunk * self.chunk + block, pixel])
         weights = Words(self.right, lambda block: [*outer, first + block])
-        self.unit.accumulate(rows, self.sums, row, iteration == 0, length, left, weights, self.stride)
+        self.unit.accumulate(Product(rows, self.sums, row, iteration == 0, length, left, weights, self.stride))
 
     def _write(self, panel: Value, kept: Value) -> None:
         """Finish a panel of the field, without what is dropped."""

@@ -29,6 +29,25 @@ class Words:
     at: Callable[[Value], Sequence[Value]]
 
 
+@dataclass(frozen=True)
+class Product:
+    """``count`` steps of a product.
+
+    It has ``rows`` (1 or 2) blocks of 16 rows and goes to ``sums``, float32 [rows, 32], from row ``first`` on.
+    ``fresh`` tells whether it begins with zero rather than with what is there. Two rows of the result are ``stride``
+    rows of the left words apart.
+    """
+
+    rows: int
+    sums: Value
+    first: Value
+    fresh: bool | Value
+    count: Value
+    left: Words
+    right: Words
+    stride: int = 1
+
+
 class Unit(Protocol):
     """Writes the statements of one kernel's products."""
 
@@ -38,25 +57,8 @@ class Unit(Protocol):
     def release(self) -> None:
         """Leave the unit, at the end of a task."""
 
-    def accumulate(
-        self,
-        rows: int,
-        sums: Value,
-        first: Value,
-        fresh: bool | Value,
-        count: Value,
-        left: Words,
-        right: Words,
-        stride: int = 1,
-    ) -> None:
-        """Add ``count`` steps to a result: the products of every two parts but those of the two low ones.
-
-        Args:
-            rows: blocks of 16 rows, 1 or 2.
-            sums: float32 [rows, 32], the result from row ``first`` on.
-            fresh: whether the result begins with zero rather than with what is in ``sums``.
-            stride: distance of two rows of the result in rows of the left words.
-        """
+    def accumulate(self, product: Product) -> None:
+        """Add a product to its sums: the products of every two parts but those of the two low ones."""
 
 
 def either(condition: bool | Value, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
