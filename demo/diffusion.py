@@ -29,7 +29,9 @@ NOISE = {
 DROPOUT = 0.1  # share of captions replaced by nothing, for classifier-free guidance
 GAMMA = 5.0  # Min-SNR weighting (Hang et al. 2023, section 3.4) with one added: more weight where shapes are decided
 FEW_TOKENS = 1024  # so few that attention with stored scores trains faster on a CPU than the fused kind
-PAIRS = (0.1, 0.3)  # share of scenes with two things in a batch: at first, and from half of the budget on
+Ramp = tuple[float, float]  # a value for the first quarter of the budget, and one from half of it on
+PAIRS: Ramp = (0.1, 0.45)  # share of scenes with two things in a batch
+EVEN: Ramp = (1.0, 1.0)
 PROMPTS = (
     "a red circle on a blue background",
     "a yellow star on a purple background",
@@ -72,6 +74,10 @@ def ddim(config: Mapping[str, Any] = NOISE) -> DDIMScheduler:
     return DDIMScheduler.from_config({"set_alpha_to_one": False, "steps_offset": 1, **config}, clip_sample=False)
 
 
+def _at(ramp: Ramp, spent: float) -> float:
+    return ramp[0] + (ramp[1] - ramp[0]) * min(1.0, max(0.0, 4 * spent - 1))
+
+
 def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Generator) -> np.ndarray:
     """Return indices of ``batch`` scenes: mostly lone things at first, more pairs once half the budget is spent.
 
@@ -79,18 +85,18 @@ def choose_batch(data: Captioned, batch: int, spent: float, rng: np.random.Gener
     """
     if data.pairs is None:
         return np.resize(rng.permutation(len(data.latents)), batch)
-    share = PAIRS[0] + (PAIRS[1] - PAIRS[0]) * min(1.0, max(0.0, 4 * spent - 1))
+    share = _at(PAIRS, spent)
     lone, pair = np.flatnonzero(~data.pairs), np.flatnonzero(data.pairs)
     count = min(round(batch * share), batch - 1)
     return rng.permutation(np.concatenate([rng.choice(lone, batch - count), rng.choice(pair, count)]))
 
 
 def draw_batch(
-    data: Captioned, nothing: torch.Tensor, batch: int, levels: int, focus: float, seed: int, step: int, spent: float
+    data: Captioned, nothing: torch.Tensor, batch: int, levels: int, focus: Ramp, seed: int, step: int, spent: float
 ) -> tuple[torch.Tensor, ...]:
     """Return latents, ids (some of them those of ``nothing``, the empty caption), noise and timesteps of one step.
 
-    Timesteps are drawn from 0 to ``levels`` - 1: evenly with a ``focus`` of 1, more of the noisy ones below.
+    Timesteps are drawn from 0 to ``levels`` - 1: evenly with a ``focus`` of 1, more noisy ones below, fewer above.
     """
     rng = np.random.default_rng((seed, step))
     chosen = torch.from_numpy(choose_batch(data, batch, spent, rng))
@@ -98,7 +104,7 @@ def draw_batch(
     ids = torch.where(dropped, nothing, data.ids[chosen].long())
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     noise = torch.randn(batch, *data.latents.shape[1:], generator=generator)
-    timesteps = (levels * torch.rand(batch, generator=generator) ** focus).long().clamp(max=levels - 1)
+    timesteps = (levels * torch.rand(batch, generator=generator) ** _at(focus, spent)).long().clamp(max=levels - 1)
     return data.latents[chosen].float(), ids, noise, timesteps
 
 
@@ -177,7 +183,7 @@ def train_diffusion(
     workers: int = 1,
     every_minutes: float = 4.0,
     compiled: bool = False,
-    focus: float = 1.0,
+    focus: Ramp = EVEN,
     keep: Callable[[], None] = lambda: None,
     scheduler: DDIMScheduler | None = None,
     prompts: Sequence[str] = PROMPTS,

@@ -23,7 +23,7 @@ from demo.tokenizer import write_tokenizer
 from demo.training import Budget
 from utils.errors import UserError
 
-FOCUS = 0.6  # of the timesteps: what a thing is gets decided while there is much noise
+FOCUS = (0.6, 1.15)  # of the timesteps: what a thing is gets decided while there is much noise, its outline later
 UNSEEN_SEED = 1  # of the scenes that the autoencoder is judged on
 
 
