@@ -1,10 +1,12 @@
 # make demo: install, compile the demo model, draw a picture.  make test: install, check, test.
 # make bench: compare with diffusers, torch.compile and OpenVINO on this CPU.
+# make test-long: faults at many more moments.  make audit: look the dependencies up in a list of known weaknesses.
+# make lock: write the versions and hashes that tests run with.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-long lint bench audit lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python build.py --output-dir artifacts
@@ -12,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev lint
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -22,13 +27,28 @@ bench: $(VENV)/.installed-bench
 	mkdir -p outputs
 	$(BIN)/python -m benchmarks.cpu --json outputs/benchmark.json
 
-$(VENV)/.installed: requirements.txt requirements-runtime.txt
+audit: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --disable-pip --requirement requirements-lock.txt
+
+lock: $(VENV)/.made
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --no-header --no-emit-package torch \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 requirements-dev.txt -o requirements-lock.txt
+
+$(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed: requirements.txt requirements-runtime.txt $(VENV)/.made
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+# Every wheel but torch's, of which each platform has another, is checked against a hash.
+$(VENV)/.installed-dev: requirements-lock.txt requirements.txt $(VENV)/.made
+	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-lock.txt
+	$(BIN)/pip check
 	touch $@
 
 $(VENV)/.installed-bench: requirements-bench.txt $(VENV)/.installed

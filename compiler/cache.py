@@ -21,6 +21,7 @@ from pathlib import Path
 
 from compiler.facts import REST, Facts, facts
 from compiler.optimisations import enabled
+from compiler.staging import is_running
 from runtime.artifact import Artifact, Component, decode
 from utils import units
 from utils.command_line import flag, parse
@@ -70,7 +71,7 @@ class Plan:
 
 def entries() -> Iterator[tuple[Path, str, Built]]:
     """Yield folder, component's name and content of each entry of the cache that can be read."""
-    for path in sorted((cache_folder() / "components").glob(f"*/{ENTRY}")):
+    for path in sorted((cache_folder() / "components").glob(f"[!.]*/{ENTRY}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
             value = json.loads(path.read_text(encoding="utf-8"))
             component = decode(Component, value["component"], str(path))
@@ -200,8 +201,16 @@ def _show() -> None:
     print(f"{units.size(total)} to be freed in {cache_folder()}")
 
 
+def _remove_leftovers() -> None:
+    """Remove what builds left that were killed while they wrote here."""
+    for path in (*cache_folder().glob(".*"), *(cache_folder() / "components").glob(".*")):
+        if not is_running(path.name.rpartition("-")[2]):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def _prune(everything: bool) -> None:
     freed, count = 0, 0
+    _remove_leftovers()
     for folder, _, built in entries():
         size, shared = _room(built)
         if everything or not shared:

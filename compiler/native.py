@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
@@ -45,6 +45,18 @@ def _tensor(kind: relax.TensorType) -> ShapeAndType:
     return [int(extent) for extent in kind.shape], str(kind.dtype)
 
 
+def _workspace(function: relax.Function) -> int:
+    """Return the bytes of all storages of a lowered function; tensors that live one after the other share one."""
+    sizes: list[int] = []
+
+    def visit(expression: relax.Expr) -> None:
+        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.vm.alloc_storage"):
+            sizes.append(int(expression.args[0].values[0]))
+
+    relax.analysis.post_order_visit(function, visit)
+    return sum(sizes)
+
+
 def _function_type(function: relax.Function, context: str | None) -> FunctionType:
     inputs, _ = split_params(function)
     result = function.ret_ty
@@ -55,6 +67,7 @@ def _function_type(function: relax.Function, context: str | None) -> FunctionTyp
     return FunctionType(
         [TensorType(variable.name, *_tensor(variable.ty)) for variable in inputs],
         [TensorType(name, *_tensor(kind)) for name, kind in outputs.items()],
+        0,
         context,
     )
 
@@ -97,5 +110,6 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
             packed_types = {name: _tensor(var.ty) for name, var in zip(packing, parameters, strict=True)}
         if phase == "rest":
             origins = _origins(module)
+    functions = {name: replace(kind, workspace=_workspace(module[name])) for name, kind in functions.items()}
     code = generate(traced.name, module, cpu.target)
     return Native(code, packing, packed_types, functions, origins, sorted(used), time.perf_counter() - start)

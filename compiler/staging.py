@@ -1,11 +1,14 @@
-"""An artifact is filled aside and takes its place by a rename: an interrupted build leaves the old one intact."""
+"""An artifact is filled aside and takes its place at one stroke: an interrupted build leaves the old one intact."""
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
+import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +18,14 @@ from typing import IO
 from runtime.artifact import MANIFEST
 from utils.errors import UserError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, renameat2(2)
 
-def _is_running(pid: str) -> bool:
+
+def is_running(pid: str) -> bool:
+    """Tell whether there is a process of this number."""
     try:
         os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+    except (ValueError, OverflowError, ProcessLookupError):
         return False
     except PermissionError:
         pass
@@ -30,11 +36,54 @@ def _remove_leftovers(target: Path) -> None:
     """Remove what builds of this folder left that were killed; one that was killed while renaming is undone."""
     for role in ("old", "partial"):
         for path in target.parent.glob(f".{target.name}.{role}-*"):
-            if _is_running(path.name.rpartition("-")[2]):
+            if is_running(path.name.rpartition("-")[2]):
                 continue
             if role == "old" and not target.exists():
                 path.rename(target)
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Give two folders each other's name at one stroke, or return False where the system can't."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    names = (os.fsencode(path) for path in (one, other))
+    return rename is not None and rename(AT_FDCWD, next(names), AT_FDCWD, next(names), RENAME_EXCHANGE) == 0
+
+
+def _put_in_place(staging: Path, target: Path, old: Path) -> None:
+    """Make ``staging`` the folder ``target``. What was there is then called ``staging`` or ``old``."""
+    if target.exists() and _exchange(staging, target):
+        return
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put Ctrl-C and SIGTERM off until the block is done: it is short, and half of it is worse than none."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have this process, and those that it starts, keep temporary files in ``folder``, which is gone afterwards."""
+    before, variable = tempfile.tempdir, os.environ.get("TMPDIR")
+    folder.mkdir()
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if variable is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = variable
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_output(target: Path) -> None:
@@ -100,7 +149,8 @@ def locked(target: Path, wait: bool) -> Iterator[None]:
 def staged(target: Path) -> Iterator[Path]:
     """Give a temporary sibling of ``target`` to fill; when the block ends well it takes the place of ``target``.
 
-    When the block fails or is interrupted, the sibling is removed and ``target`` is as it was.
+    When the block fails or is interrupted, the sibling is removed and ``target`` is as it was. Temporary files lie in
+    the sibling too: when the build is killed, the next one finds all of its debris there.
 
     Raises:
         UserError: ``target`` is a folder of something else, or nothing can be written there.
@@ -115,14 +165,15 @@ def staged(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"--output-dir {target} can't be written: {error.strerror}") from None
     try:
-        yield staging
-        if target.exists():
-            target.rename(old)
-        staging.rename(target)
+        with _temporary_files_in(staging / "tmp"):
+            yield staging
+        with _undisturbed():
+            _put_in_place(staging, target, old)
     except OSError as error:
         raise UserError(f"--output-dir {target}: {error.strerror or error}") from error
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        for path in (staging, old):
-            shutil.rmtree(path, ignore_errors=True)
+        with _undisturbed():
+            if old.exists() and not target.exists():
+                old.rename(target)
+            for path in (staging, old):
+                shutil.rmtree(path, ignore_errors=True)

@@ -44,11 +44,11 @@ def digests(model: str) -> dict[str, str]:
         return dict.fromkeys((*PARTS, "artifact"), model)
     path = Path(model).expanduser()
     if path.is_file() or path.suffix == ".safetensors":
-        return dict.fromkeys((*PARTS, "artifact"), _digest(Path(path.name), _beside(path)))
+        return dict.fromkeys((*PARTS, "artifact"), _digest(path.name, _beside(path)))
     layout = inspect_folder(path if path.exists() or not is_hub_id(model) else fetch(model))
     configs = [layout.folder / part / CONFIGS[part] for part in WEIGHTS]
-    found = {component: _digest(layout.folder, [*configs, layout.weights[part]]) for component, part in PARTS.items()}
-    return found | {"artifact": _digest(Path(path.name), layout.files())}
+    found = {component: _digest("", [*configs, layout.weights[part]]) for component, part in PARTS.items()}
+    return found | {"artifact": _digest(path.name, layout.files())}
 
 
 def _beside(path: Path) -> list[Path]:
@@ -57,7 +57,7 @@ def _beside(path: Path) -> list[Path]:
     return sorted({path, *(other for other in others if other.is_file())})
 
 
-def _digest(name: Path, files: Iterable[Path]) -> str:
+def _digest(name: str, files: Iterable[Path]) -> str:
     found = known_digests(sorted(files))
     lines = "\n".join(f"{path.parent.name}/{path.name} {digest}" for path, digest in found.items())
-    return hashlib.sha256(f"{name.name}\n{lines}".encode()).hexdigest()
+    return hashlib.sha256(f"{name}\n{lines}".encode()).hexdigest()

@@ -1,7 +1,7 @@
 """The artifact on disk: a folder that describes itself in manifest.json.
 
-Everything the runtime knows about a model comes from here. Reading checks schema, types and file sizes; ``verify``
-checks the full digests.
+Everything the runtime knows about a model comes from here. Reading checks schema, types and file sizes, and the digest
+of each file whose size or time stamp is not the one that it was last checked with; ``verify`` checks all digests.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.digests import sha256
+from utils.digests import known_digests, remember, sha256
 from utils.errors import UserError
 
-SCHEMA = 3
+SCHEMA = 4
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -36,10 +36,12 @@ class FunctionType:
 
     Where ``context`` names another function of the component, that one is to be called first, once for many calls. Its
     inputs, which are some of these, go to it; this function takes its outputs in their place, after the others.
+    ``workspace`` is the memory in bytes that its tensors take while it runs, without inputs and parameters.
     """
 
     inputs: list[TensorType]
     outputs: list[TensorType]
+    workspace: int
     context: str | None = None
 
 
@@ -164,8 +166,7 @@ class Artifact:
             _check_functions(name, component)
         for file in self.files():
             self._check_file(file)
-            if verify and sha256(self.folder / file.path) != file.sha256:
-                raise UserError(f"{self.folder / file.path} was altered (its digest differs); build the artifact again")
+        self._check_digests(verify)
 
     def _read_manifest(self) -> Manifest:
         path = self.folder / MANIFEST
@@ -187,12 +188,30 @@ class Artifact:
 
     def _check_file(self, file: File) -> None:
         path = self.folder / file.path
-        if "\0" in file.path or not path.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"{self.folder / MANIFEST}: the path {file.path!r} leaves the artifact's folder")
-        if not path.is_file():
+        try:
+            if not path.resolve().is_relative_to(self.folder.resolve()):
+                raise UserError(f"{self.folder / MANIFEST}: the path {file.path!r} leaves the artifact's folder")
+            there, size = path.is_file(), path.stat().st_size if path.exists() else 0
+        except (OSError, ValueError, RuntimeError) as error:  # no name at all, a circle of links, a folder that is shut
+            raise UserError(f"{self.folder / MANIFEST}: the artifact's {file.path!r} can't be used ({error})") from None
+        if not there:
             raise UserError(f"{path} is missing; build the artifact again")
-        if path.stat().st_size != file.size:
-            raise UserError(f"{path} has {path.stat().st_size} bytes instead of {file.size}; build the artifact again")
+        if size != file.size:
+            raise UserError(f"{path} has {size} bytes instead of {file.size}; build the artifact again")
+
+    def _check_digests(self, verify: bool) -> None:
+        files = {self.folder / file.path: file for file in self.files()}
+        try:
+            if verify:
+                found = {path: sha256(path) for path in files}
+                remember(found)
+            else:
+                found = known_digests(list(files))
+        except OSError as error:
+            raise UserError(f"{error.filename} can't be read ({error.strerror}); build the artifact again") from None
+        for path, digest in found.items():
+            if digest != files[path].sha256:
+                raise UserError(f"{path} was altered (its digest differs); build the artifact again")
 
     def path(self, file: File) -> Path:
         """Return where ``file`` lies."""

@@ -13,7 +13,9 @@ import schedulers
 from runtime.artifact import TOKENIZER, Artifact, Manifest
 from runtime.tokenizer import Tokenizer
 from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
+from utils import units
 from utils.errors import UserError
+from utils.memory import available_memory
 
 FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
 KEPT_PROMPTS = 16
@@ -66,6 +68,10 @@ class Step:
     seconds: float
 
 
+class NotFinite(UserError):
+    """NaN or Inf where there should be numbers."""
+
+
 class Pipeline:
     """The components of an artifact, loaded. Nothing about a picture is fixed here but its size and the batch.
 
@@ -78,6 +84,7 @@ class Pipeline:
 
         self.manifest = artifact.manifest
         _check_functions(self.manifest)
+        _require_memory(self.manifest)
         self.tokenizer = Tokenizer(artifact.path(self.manifest.tokenizer))
         (_, length) = self.manifest.components["text_encoder"].functions["encode"].inputs[0].shape
         if self.tokenizer.length != length:
@@ -168,10 +175,23 @@ def _check_functions(manifest: Manifest) -> None:
                 raise UserError(f"the artifact's {component} has no function {function}; build it again")
 
 
+def _require_memory(manifest: Manifest) -> None:
+    """Refuse an artifact that this machine would run out of memory with."""
+    components = manifest.components.values()
+    parameters = sum(component.parameters.size for component in components)
+    tensors = sum(max((f.workspace for f in component.functions.values()), default=0) for component in components)
+    available = available_memory()
+    if available is not None and parameters + tensors > available:
+        raise UserError(
+            f"the artifact takes {units.size(parameters)} of memory for parameters, {units.size(tensors)} for tensors, "
+            f"and {units.size(available)} are free; free some, or build it with less --height, --width or --batch-size"
+        )
+
+
 def _require_finite(x: np.ndarray, component: str, where: str) -> None:
     bad = x.size - np.count_nonzero(np.isfinite(x))
     if bad:
-        raise UserError(
+        raise NotFinite(
             f"{component}: {bad} of {x.size} values are NaN or Inf{where}; try another --scheduler-label, "
             "or build the artifact again"
         )

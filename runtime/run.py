@@ -16,7 +16,7 @@ import numpy as np
 import schedulers
 from runtime.artifact import Artifact, Manifest
 from runtime.picture import PictureInfo, save_picture, to_uint8
-from runtime.pipeline import Pipeline, Request, Step
+from runtime.pipeline import NotFinite, Pipeline, Request, Step
 from schedulers import Scheduler
 from utils import units
 from utils.config import RunConfig
@@ -119,7 +119,7 @@ def run(config: RunConfig) -> None:
     say(f"seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
     batches = [seeds[i : i + pipeline.batch_size] for i in range(0, len(seeds), pipeline.batch_size)]
     steps = len(batches) * len(scheduler.timesteps)
-    with _profiler(config, pipeline) as profiler:
+    with _observer(config, pipeline) as profiler:
         info = picture_info(request, scheduler, artifact.manifest)
         for _ in progress(_draw(config, pipeline, request, info, batches, seconds), "steps", steps):
             pass
@@ -128,12 +128,26 @@ def run(config: RunConfig) -> None:
         say(profiler.report())
 
 
-def _profiler(config: RunConfig, pipeline: Pipeline) -> contextlib.AbstractContextManager[Any]:
-    if not config.enable_profiling:
-        return contextlib.nullcontext()
-    from runtime.profiler import Profiler
+@contextlib.contextmanager
+def _observer(config: RunConfig, pipeline: Pipeline) -> Iterator[Any]:
+    """Give the profiler where it is asked for. With --enable-debug alone, tell where a NaN or an Inf begins."""
+    if config.enable_profiling:
+        from runtime.profiler import Profiler
 
-    return Profiler(pipeline.engines)
+        with Profiler(pipeline.engines) as profiler:
+            yield profiler
+    elif config.enable_debug:
+        from runtime.watch import Watch
+
+        with Watch(pipeline.engines) as watch:
+            try:
+                yield None
+            except NotFinite:
+                for kind, (component, kernel) in watch.found.items():
+                    say(json.dumps({"first": kind, "component": component, "kernel": kernel}))
+                raise
+    else:
+        yield None
 
 
 def _draw(

@@ -120,7 +120,9 @@ class RunConfig(SamplingConfig):
     artifacts_dir: Path = flag(Path("artifacts"), "folder that build.py wrote")
     verify: bool = flag(False, "check the digest of every file of the artifact before it is used")
     enable_profiling: bool = flag(False, "print the time of each kernel and component")
-    enable_debug: bool = flag(False, "print each step's timestep, sigma, latent range, NaN count and seconds as JSON")
+    enable_debug: bool = flag(
+        False, "print each step's timestep, sigma, latent range, NaN count and seconds as JSON, and where a NaN began"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 BLOCK = 1 << 22
@@ -46,16 +45,14 @@ def _remembered() -> dict[str, str]:
 def remember(digests: dict[Path, str]) -> None:
     """Remember digests of files. Where the cache can't be written they are not."""
     known = _remembered() | {_stamp(path): digest for path, digest in digests.items()}
-    text = json.dumps(dict(list(known.items())[-MOST:]))
+    temporary = cache_folder() / f".digests-{os.getpid()}"
     with contextlib.suppress(OSError):
         cache_folder().mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=cache_folder(), prefix=".digests-")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            os.replace(name, cache_folder() / "digests.json")
-        except OSError:
-            os.unlink(name)
+            temporary.write_text(json.dumps(dict(list(known.items())[-MOST:])), encoding="utf-8")
+            temporary.replace(cache_folder() / "digests.json")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def known_digests(paths: list[Path]) -> dict[Path, str]:

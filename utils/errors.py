@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -34,8 +38,8 @@ def choose(flag: str, value: str, choices: Iterable[str]) -> str:
 def run_script(main: Callable[[list[str]], None]) -> None:
     """Run a script's ``main`` on the command line's arguments and end the process.
 
-    The exit code is 0, 2 after a user's mistake (one line on stderr), 130 after Ctrl-C or SIGTERM. Anything else is a
-    defect of ours and shows its traceback.
+    The exit code is 0, 2 after a user's mistake or on a full disk (one line on stderr), 130 after Ctrl-C or SIGTERM.
+    Anything else is a defect of ours and shows its traceback.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -51,3 +55,9 @@ def run_script(main: Callable[[list[str]], None]) -> None:
     except BrokenPipeError:  # the reader of our output went away, `| head` for one
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be printed would fail again at the end
+        print(f"error: {error.filename or 'the output'} can't be written: {error.strerror}", file=sys.stderr)
+        sys.exit(2)

@@ -1,24 +1,74 @@
-"""How much memory this process has used."""
+"""How much memory this process has used, and how much it may still use."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
+GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def _field(path: Path, name: str, unit: int = 1024) -> int | None:
+    """Return the number behind ``name`` in a file of the system, in bytes, or None where it doesn't tell."""
+    try:
+        found = re.search(rf"^{name}:?\s+(\d+)", path.read_text(), re.M)
+    except OSError:
+        return None
+    return None if found is None else int(found[1]) * unit
 
 
 def peak_memory() -> int | None:
     """Return the largest resident size of this process so far, in bytes, or None where the system doesn't tell."""
-    try:
-        # getrusage also counts the process that started this one, as it was before exec: too much under a big parent.
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return int(found[1]) * 1024
-    except OSError:
-        pass
+    # getrusage also counts the process that started this one, as it was before exec: too much under a big parent.
+    if (peak := _field(STATUS, "VmHWM")) is not None:
+        return peak
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int | None:
+    """Return the bytes that this process may still use without swapping, or None where the system doesn't tell.
+
+    It is the least of what the system has, of what is left in each control group (version 2) that the process is in,
+    and of what its own limit of address space leaves. What only caches files counts as free.
+    """
+    found = [_field(MEMINFO, "MemAvailable"), *_left_in_groups(), _left_of_address_space()]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _left_in_groups() -> Iterator[int]:
+    try:
+        own = next(line[3:] for line in GROUP.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return
+    folder = GROUPS / own.lstrip("/")
+    for group in (folder, *folder.parents):
+        limit, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
+        if limit is not None and used is not None:
+            yield max(0, limit - used + (_field(group / "memory.stat", "inactive_file", 1) or 0))
+        if group == GROUPS:
+            return
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None  # "max" where there is no limit
+
+
+def _left_of_address_space() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit, used = resource.getrlimit(resource.RLIMIT_AS)[0], _field(STATUS, "VmSize")
+    return None if limit == resource.RLIM_INFINITY or used is None else max(0, limit - used)

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
+
+from utils.digests import sha256
 
 OUTPUT = "out"
 
@@ -82,26 +85,68 @@ def test_a_missing_or_truncated_file(refused, artifact, name):
     assert f"{path} is missing" in refused()
 
 
-def test_a_file_of_the_right_size_that_is_no_library(refused, artifact):
-    path = artifact / "unet.so"
-    path.write_bytes(b"\0" * path.stat().st_size)
-    assert f"{path} can't be loaded" in refused()
+def replace(artifact, name, change):
+    """Change a file of the UNet and its entry in the manifest, as another build might have made them."""
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    entry = manifest["components"]["unet"][name]
+    file = artifact / entry["path"]
+    file.write_bytes(change(file.read_bytes()))
+    entry |= {"size": file.stat().st_size, "sha256": sha256(file)}
+    path.write_text(json.dumps(manifest))
+    return file
 
 
-def test_a_garbled_parameter_file_of_the_right_size(refused, artifact):
-    path = artifact / "params" / "unet.safetensors"
-    path.write_bytes(b"\xff" * path.stat().st_size)
-    assert str(path) in refused()
+AARCH64 = (183).to_bytes(2, "little")  # ELF's e_machine
+LIBRARIES = {
+    "no library": lambda data: b"\0" * len(data),
+    "another platform's": lambda data: data[:18] + AARCH64 + data[20:],
+    "cut short": lambda data: data[:5000],
+}
 
 
-def test_verify_finds_one_changed_byte(refused, script, artifact, tmp_path):
+@pytest.mark.parametrize("which", LIBRARIES)
+def test_a_library_that_is_none_here(refused, artifact, which):
+    file = replace(artifact, "library", LIBRARIES[which])
+    assert f"{file} can't be loaded here" in refused()
+
+
+def test_a_garbled_parameter_file(refused, artifact):
+    assert str(replace(artifact, "parameters", lambda data: b"\xff" * len(data))) in refused()
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(refused, artifact):
+    components = json.loads((artifact / "manifest.json").read_text())["components"]
+    assert components["unet"]["functions"]["guided"]["workspace"] > 10_000
+    components["unet"]["functions"]["guided"]["workspace"] = 1 << 50
+    edit(artifact, components=components)
+    assert "1.13e+03 TB for tensors" in refused()
+
+
+def test_one_changed_byte(refused, good_script, artifact, tmp_path):
     path = artifact / "params" / "vae_decoder.safetensors"
-    data = bytearray(path.read_bytes())
+    before, data = path.stat(), bytearray(path.read_bytes())
     data[-70] ^= 1
     path.write_bytes(bytes(data))
-    assert f"{path} was altered" in refused("--verify")
-    done = script("inference.py", "--artifacts-dir", artifact, "--output-dir", tmp_path / "fine", "--steps", 1)
-    assert done.returncode == 0, "without --verify only what is cheap is checked"
+    assert f"{path} was altered" in refused()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    good_script("inference.py", "--artifacts-dir", artifact, "--output-dir", tmp_path / "fine", "--steps", 1)
+    assert f"{path} was altered" in refused("--verify"), "the time stamp does not tell"
+
+
+def test_nan_names_step_and_component_and_debug_the_kernel(script, artifact, tmp_path):
+    def spoil(data):
+        start = 8 + int.from_bytes(data[:8], "little")
+        return data[:start] + b"\xff" * (len(data) - start)  # every weight is NaN
+
+    replace(artifact, "parameters", spoil)
+    flags = ("--artifacts-dir", artifact, "--output-dir", tmp_path / OUTPUT, "--steps", 3)
+    done = script("inference.py", *flags, "--enable-debug")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert re.match(r"error: unet: \d+ of \d+ values are NaN or Inf at step 1 of 3 \(timestep \d+\)", done.stderr)
+    first = json.loads(done.stdout.splitlines()[-1])
+    assert first.keys() == {"first", "component", "kernel"} and first["first"] == "nan" and first["component"] == "unet"
+    assert not any((tmp_path / OUTPUT).glob("*"))
 
 
 def test_a_cpu_that_lacks_an_instruction_set(refused, artifact):

@@ -37,7 +37,7 @@ def write_tokenizer(path: Path, length: int | None = LENGTH) -> None:
 
 
 def _function(output: TensorType, *inputs: TensorType) -> FunctionType:
-    return FunctionType(list(inputs), [output])
+    return FunctionType(list(inputs), [output], 1000)
 
 
 def functions(batch: int) -> dict[str, dict[str, FunctionType]]:
@@ -48,9 +48,9 @@ def functions(batch: int) -> dict[str, dict[str, FunctionType]]:
         timestep = TensorType("timestep", [1], "float32")
         context = TensorType("context", [rows, LENGTH, WIDTH], "float32")
         keys, values = (TensorType(f"output.{i}", [rows, LENGTH, CHANNELS], "float32") for i in range(2))
-        unet[f"{name}_context"] = FunctionType([context], [keys, values])
+        unet[f"{name}_context"] = FunctionType([context], [keys, values], 1000)
         output = dataclasses.replace(latent, name="output")
-        unet[name] = FunctionType([latent, timestep, context], [output], f"{name}_context")
+        unet[name] = FunctionType([latent, timestep, context], [output], 1000, f"{name}_context")
     encode = _function(TensorType("context", [1, LENGTH, WIDTH], "float32"), TensorType("ids", [1, LENGTH], "int64"))
     decode = _function(
         TensorType("picture", [1, h * SCALE, w * SCALE, 3], "float32"),
@@ -142,6 +142,9 @@ class FakeEngine:
             return self(function, *[fixed[name] if name in fixed else next(free) for name in names], *free)
 
         return call
+
+    def instrument(self, observer):
+        """Take an observer of kernels; there are none here."""
 
     @staticmethod
     def _text_encoder(ids):

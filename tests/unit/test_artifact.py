@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -60,12 +61,22 @@ def test_every_named_file_is_checked(folder):
     Artifact(folder)
 
 
-def test_verify_finds_a_changed_byte_that_size_does_not_show(folder):
-    file = folder / "unet.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"!")
+def test_a_changed_byte_is_found_by_the_time_stamp_or_by_verify(folder):
     Artifact(folder)
-    with pytest.raises(UserError, match=r"unet\.safetensors was altered"):
-        Artifact(folder, verify=True)
+    for path in (Artifact(folder).path(file) for file in Artifact(folder).files()):
+        before, content = path.stat(), path.read_bytes()
+        for offset in {0, len(content) // 2, len(content) - 1}:
+            changed = bytearray(content)
+            changed[offset] ^= 1
+            path.write_bytes(changed)
+            with pytest.raises(UserError, match=f"{path.name} was altered"):
+                Artifact(folder)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        Artifact(folder)  # nothing tells but the content, which is not read each time
+        with pytest.raises(UserError, match=f"{path.name} was altered"):
+            Artifact(folder, verify=True)
+        path.write_bytes(content)
+        Artifact(folder)
 
 
 @pytest.mark.parametrize("case", ["no folder", "empty folder", "a file"])
@@ -122,6 +133,14 @@ def test_a_manifest_that_is_no_json_object(folder, text):
 def test_a_manifest_of_wrong_types_names_the_place(folder, edit, where):
     change(folder, edit)
     with pytest.raises(UserError, match=where):
+        Artifact(folder)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800", "circle", ".", ""])
+def test_a_path_that_is_none(folder, path):
+    (folder / "circle").symlink_to(folder / "circle")
+    change(folder, lambda value: value["tokenizer"].update(path=path))
+    with pytest.raises(UserError, match="artifact"):
         Artifact(folder)
 
 

@@ -1,6 +1,7 @@
 """What a build finds that was built before, and why the rest is to be built."""
 
 import dataclasses
+import os
 import shutil
 
 import pytest
@@ -20,6 +21,7 @@ COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TVMERGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def config(folder, **flags):
@@ -147,6 +149,18 @@ def test_list_and_prune(tmp_path, capsys):
     assert capsys.readouterr().out.count("only here") == 3
     cache.main(["prune"])
     assert "3 components removed" in capsys.readouterr().out and list(entries()) == []
+
+
+def test_prune_removes_what_killed_builds_left(tmp_path, own_cache):
+    kept = [own_cache / f".digests-{os.getpid()}"]
+    gone = [own_cache / ".digests-999999999", own_cache / "components" / ".unet-0123-999999999" / "unet.so"]
+    for path in kept + gone:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half of it")
+    assert list(entries()) == []
+    cache.main(["prune"])
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in gone)
+    kept[0].unlink()
 
 
 def test_prune_all_leaves_artifacts_alone(tmp_path, capsys):
