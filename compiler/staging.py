@@ -6,7 +6,6 @@ import ctypes
 import fcntl
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -17,6 +16,7 @@ from typing import IO
 
 from runtime.artifact import MANIFEST
 from utils.errors import UserError
+from utils.signals import undisturbed
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux, renameat2(2)
 
@@ -57,16 +57,6 @@ def _put_in_place(staging: Path, target: Path, old: Path) -> None:
     if target.exists():
         target.rename(old)
     staging.rename(target)
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Put Ctrl-C and SIGTERM off until the block is done: it is short, and half of it is worse than none."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -167,12 +157,12 @@ def staged(target: Path) -> Iterator[Path]:
     try:
         with _temporary_files_in(staging / "tmp"):
             yield staging
-        with _undisturbed():
+        with undisturbed():
             _put_in_place(staging, target, old)
     except OSError as error:
         raise UserError(f"--output-dir {target}: {error.strerror or error}") from error
     finally:
-        with _undisturbed():
+        with undisturbed():
             if old.exists() and not target.exists():
                 old.rename(target)
             for path in (staging, old):

@@ -20,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from utils.errors import UserError
+from utils.signals import undisturbed
 
 SLUG_LENGTH = 40
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -149,6 +150,7 @@ def save_picture(pixels: np.ndarray, folder: Path, name: str | None, info: Pictu
     except OSError as error:
         raise UserError(f"--output-dir {folder}: the picture can't be written ({error.strerror or error})") from None
     finally:
-        with contextlib.suppress(OSError):  # never made, already renamed, or the folder failed, which has been told
+        # never made, already renamed, or the folder failed, which has been told
+        with undisturbed(), contextlib.suppress(OSError):
             temporary.unlink()
     raise AssertionError("the names never end")

@@ -1,11 +1,8 @@
 """Builds that are killed, stopped or find no room, at any moment: what was built before still runs."""
 
-import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +10,6 @@ from pictures import read_all
 from safetensors.numpy import load_file, save_file
 
 from runtime.artifact import Artifact
-from utils.config import ROOT
-
-DRIVER = Path(__file__).with_name("fault_driver.py")
 
 
 class Faults:
@@ -27,13 +21,7 @@ class Faults:
         self.outputs.mkdir(parents=True, exist_ok=True)
 
     def run(self, script, *flags, **fault):
-        roots = [str(self.outputs), os.environ["TVMERGE_CACHE"], str(self.pictures)]
-        job = {"script": script, "flags": [str(flag) for flag in flags], "roots": roots, **fault}
-        self.driver.stdin.write(json.dumps(job) + "\n")
-        self.driver.stdin.flush()
-        done = json.loads(self.driver.stdout.readline())
-        assert "Traceback" not in done.get("stderr", ""), done["stderr"]
-        return done
+        return self.driver(script, *flags, roots=(self.outputs, Path(os.environ["TVMERGE_CACHE"])), **fault)
 
     def build(self, which, **fault):
         return self.run("build", "--model", self.models[which], "--output-dir", self.artifact, **fault)
@@ -56,14 +44,6 @@ class Faults:
     def forget(self):
         """Empty the cache, so that a build has to compile the text encoder."""
         shutil.rmtree(os.environ["TVMERGE_CACHE"], ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def driver():
-    command = [sys.executable, DRIVER]
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    yield process
-    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

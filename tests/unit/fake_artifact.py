@@ -177,9 +177,9 @@ def fake_engine_module() -> types.ModuleType:
 
 if __name__ == "__main__":
     sys.modules["runtime.engine"] = fake_engine_module()
-    if "--break-with-ctrl-c" in sys.argv:
-        sys.argv.remove("--break-with-ctrl-c")
-        FakeEngine.break_at = ("unet", 2)
+    if sys.argv[-1].startswith("--break-at="):
+        component, _, call = sys.argv.pop().removeprefix("--break-at=").partition(":")
+        FakeEngine.break_at = (component, int(call))
         FakeEngine.on_break = lambda: signal.raise_signal(signal.SIGINT)
     sys.argv[0] = "inference.py"
     runpy.run_path("inference.py", run_name="__main__")

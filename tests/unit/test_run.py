@@ -240,9 +240,10 @@ def test_the_script_makes_a_picture(tmp_path):
     assert out.startswith("seed 5\n")
 
 
-def test_ctrl_c_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("where", ["text_encoder:0", "unet:0", "unet:1", "unet:2", "unet:3", "vae_decoder:0"])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, where):
     (tmp_path / "out").mkdir()
-    process = start(tmp_path, "--prompt", "a", "--break-with-ctrl-c")
+    process = start(tmp_path, "--prompt", "a", "--steps", "4", f"--break-at={where}")
     _, err = process.communicate(timeout=60)
     assert (process.returncode, outputs(tmp_path)) == (130, [])
     assert "Traceback" not in err
