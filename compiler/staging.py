@@ -132,7 +132,8 @@ def locked(target: Path, wait: bool) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            with undisturbed():
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
