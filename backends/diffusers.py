@@ -25,7 +25,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestra
 import schedulers
 from models.assembly import quiet
 from models.checkpoint import Checkpoint, load_checkpoint
-from utils.config import BaselineConfig
+from utils.config import BaselineConfig, TokenMerging
 from utils.cpu import physical_cores
 from utils.errors import UserError
 
@@ -103,7 +103,8 @@ class DiffusersBackend:
         elif config.attention == "xformers":
             self.pipe.enable_xformers_memory_efficient_attention()
         if config.apply_tome:
-            tomesd.apply_patch(self.pipe, ratio=config.tome_ratio, use_rand=False)
+            ratio = TokenMerging.ratio if config.tome_ratio is None else config.tome_ratio
+            tomesd.apply_patch(self.pipe, ratio=ratio, use_rand=False)
         if config.compile:
             self.pipe.unet.compile()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 import tvm
 
-from compiler.cache import Plan, place, store
+from compiler.cache import Plan, place, share_parameters, store
 from compiler.facts import REST, versions
 from compiler.native import Native, compile_component
 from compiler.package import write_component
@@ -60,6 +61,7 @@ def _manifest(
             tokenizer=tokenizer,
             components=built,
             optimisations=plan.on,
+            token_merging=None if config.merging is None else dataclasses.asdict(config.merging),
             versions=versions(),
             build_seconds=round(seconds, 1),
             facts=plan.facts[REST],
@@ -130,7 +132,7 @@ def build(config: BuildConfig, plan: Plan) -> Path:
         checkpoint.width if config.width is None else config.width,
     )
     print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {cpu.target.attrs.get('mcpu', 'llvm')}", flush=True)
-    parts = components(checkpoint, *size, config.batch_size)
+    parts = components(checkpoint, *size, config.batch_size, config.merging)
     with staged(config.output_dir) as folder:
         (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
         make = _manifest(config, plan, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
@@ -140,6 +142,8 @@ def build(config: BuildConfig, plan: Plan) -> Path:
                 built[part.name] = _take(part.name, plan, config, folder)
             else:
                 built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder)
+                if config.enable_cache:
+                    share_parameters(built[part.name], folder)
         artifact.write_manifest(make(built, 0.0), folder)
         unverified = artifact.Artifact(folder)
         for part in (part for part in parts if part.name in natives):

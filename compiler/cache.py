@@ -143,6 +143,23 @@ def place(built: Built, folder: Path) -> Component:
     return built.component
 
 
+def share_parameters(component: Component, folder: Path) -> None:
+    """Where the cache has a parameter file of the same content, let the one in ``folder`` be that file."""
+    own = component.parameters
+    for _, _, built in entries():
+        other, path = built.component.parameters, built.folder / built.component.parameters.path
+        with contextlib.suppress(OSError):
+            if (
+                (other.sha256, other.size)
+                == (own.sha256, own.size)
+                == (known_digests([path])[path], path.stat().st_size)
+            ):
+                shared = folder / f"{own.path}.shared"
+                os.link(path, shared)
+                shared.replace(folder / own.path)
+                return
+
+
 def store(artifact: Artifact, names: list[str]) -> None:
     """Put components of a finished artifact into the cache, and remember the digests of their files.
 

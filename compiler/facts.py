@@ -43,6 +43,15 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _merging(config: BuildConfig) -> Facts:
+    asked = config.merging
+    if asked is None:
+        return {"--apply-tome": "False"}
+    strides = {"--tome-sy": str(asked.stride[0]), "--tome-sx": str(asked.stride[1])}
+    merged = {"--tome-ratio": str(asked.ratio), "--tome-merge": ",".join(asked.parts)}
+    return {"--apply-tome": "True", "--tome-max-downsample": str(asked.max_downsample), **merged, **strides}
+
+
 def facts(config: BuildConfig) -> dict[str, Facts]:
     """Return the facts of each component, and under ``REST`` those of the artifact alone.
 
@@ -58,5 +67,6 @@ def facts(config: BuildConfig) -> dict[str, Facts]:
     found = {REST: {"--model": model[REST]}}
     for component, names in TOUCHES.items():
         flags = {flag_name(name): str(getattr(config, name)) for name in names}
+        flags |= _merging(config) if component == "unet" else {}
         found[component] = {"--model": model[component], **flags, **common}
     return found

@@ -12,7 +12,7 @@ from tvm import relax, tirx
 
 from compiler.codegen import NativeCode, generate
 from compiler.graph import split_params
-from compiler.kernels.registry import KERNEL
+from compiler.kernels.plan import KERNEL
 from compiler.passes.lift_context import CONTEXT
 from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise

@@ -60,10 +60,24 @@ def _upsample_nearest(node: torch.fx.Node, importer: Any) -> relax.Var:
     )
 
 
+def _call_tokens(node: torch.fx.Node, importer: Any) -> relax.Var:
+    """Import an operator of ``models.token_merging`` as a call that dispatch gives to a kernel."""
+    tensors = [importer.env[argument] for argument in node.args if isinstance(argument, torch.fx.Node)]
+    numbers = [argument for argument in node.args if not isinstance(argument, torch.fx.Node)]
+    value = node.meta["val"]
+    result = relax.TensorType([int(extent) for extent in value.shape], str(value.dtype).removeprefix("torch."))
+    arguments = relax.Tuple([*tensors, relax.ShapeExpr(numbers)] if numbers else tensors)
+    name = str(node.target).removesuffix(".default")
+    return importer.block_builder.emit(relax.call_dps_packed(name, arguments, result))
+
+
 CONVERT_MAP: dict[str, Callable] = {
     "to.device": _to_device,
     "embedding.default": _embedding,
     "upsample_nearest2d.vec": _upsample_nearest,
+    "match_tokens.default": _call_tokens,
+    "merge_tokens.default": _call_tokens,
+    "unmerge_tokens.default": _call_tokens,
 }
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from models.assembly import Checkpoint
+from models.token_merging import apply_token_merging
+from utils.config import TokenMerging
 
 NUM_TRAIN_TIMESTEPS = 1000
 
@@ -104,16 +106,21 @@ class VaeEncoder(nn.Module):
         return moments[:, : self.latent_channels] * self.scaling_factor
 
 
-def components(checkpoint: Checkpoint, height: int, width: int, batch_size: int) -> list[Component]:
+def components(
+    checkpoint: Checkpoint, height: int, width: int, batch_size: int, merging: TokenMerging | None = None
+) -> list[Component]:
     """Return text encoder, UNet and VAE decoder for pictures of ``height`` x ``width`` pixels.
 
     The UNet has the functions ``guided``, for ``batch_size`` pictures with classifier-free guidance (Ho and Salimans,
-    2022; unconditional half first), and ``unguided``. Prompts are encoded and pictures decoded one at a time.
+    2022; unconditional half first), and ``unguided``. Prompts are encoded and pictures decoded one at a time. With
+    ``merging`` the checkpoint's UNet merges tokens from now on.
 
     Raises:
-        UserError: the size is no multiple of the VAE's scale.
+        UserError: the size is no multiple of the VAE's scale, or there are no tokens to merge.
     """
     h, w = checkpoint.latent_size(height, width)
+    if merging is not None:
+        apply_token_merging(checkpoint.unet, merging, h, w)
     length, channels = checkpoint.tokenizer.model_max_length, checkpoint.latent_channels
     random = torch.Generator().manual_seed(0)
 

@@ -87,7 +87,10 @@ class Component:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. Sizes in pixels; ``latent_scale`` is pixels per latent pixel; ``facts``: see Component."""
+    """All of manifest.json. Sizes in pixels; ``latent_scale`` is pixels per latent pixel; ``facts``: see Component.
+
+    ``token_merging`` tells ratio, parts, max_downsample and stride where the UNet merges tokens.
+    """
 
     schema: int
     model_name: str
@@ -106,6 +109,7 @@ class Manifest:
     tokenizer: File
     components: dict[str, Component]
     optimisations: dict[str, bool]
+    token_merging: dict[str, Any] | None
     versions: dict[str, str]
     build_seconds: float
     facts: dict[str, str]

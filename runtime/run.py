@@ -80,6 +80,7 @@ def picture_info(request: Request, scheduler: Scheduler, manifest: Manifest) -> 
         height=manifest.height,
         model_name=manifest.model_name,
         model_digest=manifest.model_digest,
+        extra={} if manifest.token_merging is None else {"Token merging ratio": manifest.token_merging.get("ratio")},
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.command_line import existing_parent, flag
+from utils.command_line import existing_parent, flag, flag_name
 from utils.errors import UserError, choose
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,6 +17,7 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
 CPU_DTYPES = ("float32", "bfloat16")
 WINOGRAD_TILES = ("2", "4", "6")
+TOME_PARTS = ("attn", "crossattn", "mlp")
 ATTENTIONS = ("math", "sdpa", "xformers")
 MAX_STEPS = 1000
 MAX_SIZE = 8192
@@ -47,6 +49,27 @@ def _check_picture_name(name: str) -> None:
         raise UserError(f"--output-image {name}: a file name without folders, which --output-dir names")
 
 
+@dataclass(frozen=True)
+class TokenMerging:
+    """Which share of tokens is merged before which parts of a block, down to which level; a cell is ``stride`` (y, x).
+
+    ``max_downsample`` 1 takes the blocks at the latent's own size only, 2 those at half of it too, and so on.
+    """
+
+    ratio: float = 0.5
+    parts: tuple[str, ...] = ("attn",)
+    max_downsample: int = 1
+    stride: tuple[int, int] = (2, 2)
+
+
+def _check_tome(config: BuildConfig | BaselineConfig) -> None:
+    _check_range("--tome-ratio", config.tome_ratio, 0, 0.75)
+    flags = [field.name for field in dataclasses.fields(config) if field.name.startswith("tome_")]
+    given = [flag_name(name) for name in flags if getattr(config, name) is not None]
+    if given and not config.apply_tome:
+        raise UserError(f"{given[0]} does nothing without --apply-tome; add it, or leave {given[0]} out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """What build.py compiles. Sizes are in pixels of the picture."""
@@ -64,6 +87,16 @@ class BuildConfig:
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
     dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX or avx512_bf16")
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
+    apply_tome: bool = flag(False, "merge similar tokens before self-attention: faster, at a cost in quality")
+    tome_ratio: float | None = flag(None, "share of tokens to merge, 0 to 0.75 (default: 0.5)")
+    tome_merge: str | None = flag(
+        None, "before what: attn, crossattn, mlp, separated by commas (default: attn)", metavar="PART[,PART]"
+    )
+    tome_max_downsample: int | None = flag(
+        None, "deepest level: 1 is the latent's own size, 2 half of it, then 4 and 8 (default: 1)"
+    )
+    tome_sx: int | None = flag(None, "a token in each cell of --tome-sx x --tome-sy takes others in (default: 2)")
+    tome_sy: int | None = flag(None, "height of a cell in tokens (default: 2)")
     num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
     enable_cache: int = flag(1, "1: take components again that nothing changed for; 0: build all")
     no_wait: bool = flag(False, "fail at once where another build writes to the same folder, rather than wait for it")
@@ -76,9 +109,38 @@ class BuildConfig:
         choose("--dtype", self.dtype, CPU_DTYPES)
         if self.winograd_tile is not None:
             choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
+        self._check_merging()
         _check_range("--num-threads", self.num_threads, 1, 1024)
         choose("--enable-cache", str(self.enable_cache), ("0", "1"))
         _check_writable("--output-dir", self.output_dir)
+
+    def _check_merging(self) -> None:
+        _check_tome(self)
+        for part in (self.tome_merge or "attn").split(","):
+            choose("--tome-merge", part.strip(), TOME_PARTS)
+        if self.tome_max_downsample is not None:
+            choose("--tome-max-downsample", str(self.tome_max_downsample), ("1", "2", "4", "8"))
+        for name, stride in (("--tome-sx", self.tome_sx), ("--tome-sy", self.tome_sy)):
+            _check_range(name, stride, 1, 64)
+        if self.tome_sx == self.tome_sy == 1:
+            raise UserError("--tome-sx 1 and --tome-sy 1 leave no token to merge; make one of them 2 or more")
+
+    @property
+    def merging(self) -> TokenMerging | None:
+        """What --apply-tome and its flags ask for."""
+        if not self.apply_tome:
+            return None
+        usual = TokenMerging()
+        asked = [part.strip() for part in (self.tome_merge or ",".join(usual.parts)).split(",")]
+        return TokenMerging(
+            usual.ratio if self.tome_ratio is None else self.tome_ratio,
+            tuple(part for part in TOME_PARTS if part in asked),
+            usual.max_downsample if self.tome_max_downsample is None else self.tome_max_downsample,
+            (
+                usual.stride[0] if self.tome_sy is None else self.tome_sy,
+                usual.stride[1] if self.tome_sx is None else self.tome_sx,
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +203,7 @@ class BaselineConfig(SamplingConfig):
     attention: str = flag("sdpa", "math (scores stored), sdpa or xformers")
     compile: bool = flag(False, "compile the UNet with torch.compile")
     apply_tome: bool = flag(False, "merge tokens with tomesd")
-    tome_ratio: float = flag(0.5, "share of tokens to merge with --apply-tome, 0 to 0.75")
+    tome_ratio: float | None = flag(None, "share of tokens to merge with --apply-tome, 0 to 0.75 (default: 0.5)")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -150,4 +212,4 @@ class BaselineConfig(SamplingConfig):
         choose("--attention", self.attention, ATTENTIONS)
         _check_size("--height", self.height)
         _check_size("--width", self.width)
-        _check_range("--tome-ratio", self.tome_ratio, 0, 0.75)
+        _check_tome(self)

@@ -12,8 +12,9 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.graph import bindings, is_op, parameter_only, static_shape
 from compiler.kernels.epilogue import GEGLU
+from compiler.kernels.plan import KERNEL, Added, Entry, Fused, Plan
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import KERNEL, Added, Entry, Fused, Plan, find
+from compiler.kernels.registry import find
 
 
 @dataclass
@@ -181,7 +182,7 @@ class _Dispatcher(PyExprMutator):
         call = self.visit_expr_post_order(match.call)
         added = [Added(self.visit_expr(value), rows) for value, rows in match.added]
         plan = match.entry.plan(call, Fused(added, match.activation, match.upsample, match.results), self.machine)
-        outputs = [relax.TensorType(plan.output, "float32")] * plan.results
+        outputs = [relax.TensorType(plan.output, plan.dtype)] * plan.results
         result = self.builder_.emit(relax.call_tir(self._kernel(plan), plan.operands(self.builder_), outputs))
         if plan.results == 1:
             final = self._reshaped(result, static_shape(binding.var))

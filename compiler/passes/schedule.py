@@ -5,8 +5,8 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
+from compiler.kernels.plan import KERNEL
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import KERNEL
 from compiler.schedules.rule import SimpleRule
 
 ORIGIN = "tvmerge.origin"  # attribute of every other function: what scheduled it

@@ -96,6 +96,7 @@ def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.F
         tokenizer=tokenizer,
         components=components,
         optimisations={},
+        token_merging=None,
         versions={},
         build_seconds=0.0,
         facts={},

@@ -11,8 +11,8 @@ from small_component import CPU, WITHOUT_UNIT, after, component_of, parity
 from torch import nn
 
 from compiler.kernels.conv2d import ConvShape
+from compiler.kernels.plan import KERNEL
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import KERNEL
 from compiler.kernels.tile_conv2d import cost
 from compiler.optimisations import enabled
 from compiler.target import resolve_target

@@ -9,7 +9,7 @@ from small_component import CPU, after, block_component
 from tvm import relax, tirx
 from written_module import draw, run, written
 
-from compiler.kernels.registry import KERNEL
+from compiler.kernels.plan import KERNEL
 from compiler.passes.schedule import ORIGIN, ScheduleRest
 
 LOOP_KINDS = {tirx.ForKind.PARALLEL: "parallel", tirx.ForKind.VECTORIZED: "vectorised"}

@@ -5,7 +5,7 @@ import tvm
 from small_component import ALL_ON, CPU
 from tvm import relax, tirx
 
-from compiler.kernels.registry import KERNEL
+from compiler.kernels.plan import KERNEL
 from compiler.pipeline import steps
 
 OFF = dict.fromkeys(ALL_ON, False)

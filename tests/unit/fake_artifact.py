@@ -94,6 +94,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         tokenizer=describe(folder / "tokenizer.json", folder),
         components=components,
         optimisations={},
+        token_merging=None,
         versions={},
         build_seconds=1.0,
         facts={},

@@ -8,7 +8,7 @@ import pytest
 from fake_artifact import write_artifact
 
 from compiler import cache
-from compiler.cache import Built, entries, make_plan, place, store
+from compiler.cache import Built, entries, make_plan, place, share_parameters, store
 from compiler.facts import REST, facts
 from compiler.optimisations import enabled
 from runtime.artifact import Artifact, write_manifest
@@ -135,6 +135,20 @@ def test_where_links_are_impossible_files_are_copied(tmp_path, monkeypatch):
     place(Built(artifact.folder, artifact.manifest.components["unet"], {}), tmp_path / "b")
     assert (tmp_path / "b" / "unet.so").read_bytes() == b"native code"
     assert (tmp_path / "b" / "unet.so").stat().st_nlink == 1
+
+
+def test_equal_parameters_are_one_file(tmp_path):
+    store(built(tmp_path / "a"), list(COMPONENTS))
+    other = built(tmp_path / "b")
+    for name, component in other.manifest.components.items():
+        share_parameters(component, other.folder)
+        one, two = (tmp_path / folder / f"{name}.safetensors" for folder in "ab")
+        assert one.samefile(two)
+    Artifact(tmp_path / "b", verify=True)
+    (tmp_path / "a" / "unet.safetensors").write_bytes(b"altered")  # and so the cache's
+    third = built(tmp_path / "c")
+    share_parameters(third.manifest.components["unet"], third.folder)
+    Artifact(tmp_path / "c", verify=True)
 
 
 def test_list_and_prune(tmp_path, capsys):

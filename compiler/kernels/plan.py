@@ -1,0 +1,79 @@
+"""What a kernel's entry in the registry is made of, and how dispatch and an entry talk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import relax, tirx
+
+from compiler.kernels.register_tile import Machine
+
+IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
+KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form
+
+
+@dataclass(frozen=True)
+class Added:
+    """An operand that is added to a kernel's result: as a matrix, it has this many rows."""
+
+    value: relax.Expr
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A kernel for one call: its name, the cached maker of its function with arguments, its operands and results.
+
+    ``output`` is the shape of each of its ``results``, which are of ``dtype``.
+    """
+
+    name: str
+    make: Callable[..., tirx.PrimFunc]
+    arguments: tuple[Any, ...]
+    operands: Callable[[relax.BlockBuilder], list[relax.Expr]]
+    output: list[int]
+    results: int = 1
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a kernel does besides its operator.
+
+    Nearest upsampling before it, then additions in order, an activation, and even shares of the columns as results of
+    their own.
+    """
+
+    added: Sequence[Added] = ()
+    activation: str | None = None
+    upsample: int = 1
+    results: int = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel in the registry, used while all of ``optimisations`` are on.
+
+    ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
+    operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations``,
+    ``upsamples`` and ``splits`` tell what the kernel can do besides; activations only where the optimisation ``fuses``
+    is on.
+    """
+
+    optimisations: tuple[str, ...]
+    operator: str
+    accepts: Callable[[relax.Call, IsWeight, Machine], bool]
+    plan: Callable[[relax.Call, Fused, Machine], Plan]
+    cost: Callable[[relax.Call, Machine], float] = lambda _call, _machine: 0.0
+    adds: bool = False
+    activations: tuple[str, ...] = ()
+    upsamples: bool = False
+    splits: bool = False
+    fuses: str = ""
+
+
+def is_float32(*values: relax.Expr) -> bool:
+    """Tell whether all values are tensors of float32."""
+    return all(value.ty.dtype == "float32" for value in values)

@@ -1,0 +1,200 @@
+"""Multiplies and convolutions in the registry: which of them each kernel takes, and how their weights are packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tvm import relax
+
+from compiler.graph import static_shape
+from compiler.kernels import tile_conv2d, winograd
+from compiler.kernels.conv2d import ConvShape, conv2d
+from compiler.kernels.epilogue import GEGLU
+from compiler.kernels.matmul import matmul
+from compiler.kernels.plan import KERNEL, Added, Entry, Fused, IsWeight, Plan, is_float32
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.split import BLOCK, WORDS
+
+
+def _panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, panel: int) -> relax.Expr:
+    """Pack a weight matrix [rows, columns] as [panels, rows, panel], padded with zeros. Linear in the weight."""
+    count = -(-columns // panel)
+    weight = relax.op.reshape(weight, [rows, columns])
+    if count * panel != columns:
+        weight = relax.op.nn.pad(weight, [0, 0, 0, count * panel - columns])
+    weight = builder.emit(relax.op.reshape(builder.emit(weight), [rows, count, panel]))
+    return builder.emit(relax.op.permute_dims(weight, [1, 0, 2]))
+
+
+def _gated_panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, lanes: int) -> relax.Expr:
+    """Pack [rows, values and gates] as [panels, rows, a vector of values and one of gates]. Linear in the weight."""
+    count = columns // 2 // lanes
+    weight = builder.emit(relax.op.reshape(weight, [rows, 2, count, lanes]))
+    weight = builder.emit(relax.op.permute_dims(weight, [2, 0, 1, 3]))
+    return builder.emit(relax.op.reshape(weight, [count, rows, 2 * lanes]))
+
+
+def _matrices(builder: relax.BlockBuilder, added: Sequence[Added], channels: int) -> list[relax.Expr]:
+    return [builder.emit(relax.op.reshape(a.value, [a.rows, channels])) for a in added]
+
+
+def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], fused: Fused, machine: Machine) -> Plan:
+    rows, inputs, outputs = math.prod(output[:-1]), static_shape(data)[-1], output[-1]
+    gated = fused.activation == GEGLU
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        pack, width = (_gated_panels, machine.lanes) if gated else (_panels, machine.panel)
+        return [
+            builder.emit(relax.op.reshape(data, [rows, inputs])),
+            pack(builder, weight, inputs, outputs, width),
+            *_matrices(builder, fused.added, outputs),
+        ]
+
+    arguments = (rows, inputs, outputs, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    result = [rows, outputs // (2 if gated else fused.results)]
+    return Plan("matmul", matmul, arguments, operands, result, fused.results)
+
+
+def _matmul_shape(call: relax.Call) -> ConvShape:
+    """Return a multiply as the convolution of a picture one pixel wide."""
+    data, weight = call.args
+    *leading, inputs = static_shape(data)
+    return ConvShape(1, math.prod(leading), 1, inputs, static_shape(weight)[-1], (1, 1), (1, 1), (0, 0, 0, 0))
+
+
+def _accepts_tile_matmul(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_matmul(call, is_weight, machine) and tile_conv2d.accepts(_matmul_shape(call), machine)
+
+
+def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    return _tiled("tile_matmul", _plan_matmul(call, fused, machine), _matmul_shape(call), fused, machine)
+
+
+def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machine) -> Plan:
+    """Return ``plan`` with the kernel in tile registers.
+
+    It takes the same panels, and where one part is enough, words that are made of them: half the bytes.
+    """
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        data, weight, *added = plan.operands(builder)
+        size = [shape.height // shape.upsample, shape.width // shape.upsample]
+        data = builder.emit(relax.op.reshape(data, [shape.batch, *size, shape.inputs]))
+        if machine.parts == 1:
+            panels, rows, _ = static_shape(weight)
+            function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
+            pack = builder.add_func(function, "pack_words")
+            words = relax.TensorType([panels, rows // BLOCK, 2, WORDS, WORDS], "uint32")
+            weight = builder.emit(relax.call_tir(pack, [weight], words))
+        return [data, weight, *added]
+
+    arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output, fused.results)
+
+
+def _accepts_matmul(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
+    data, weight = call.args
+    return is_weight(weight) and len(static_shape(weight)) == 2 and is_float32(data, weight)
+
+
+def _plan_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    data, weight = call.args
+    output = [*static_shape(data)[:-1], static_shape(weight)[-1]]
+    return _plan_multiply(data, weight, output, fused, machine)
+
+
+def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
+    attrs = call.attrs
+    plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
+    layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
+    return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and is_float32(*call.args)
+
+
+def _conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
+    batch, height, width, inputs = static_shape(call.args[0])
+    height, width = height * upsample, width * upsample
+    kh, kw, _, outputs = static_shape(call.args[1])
+    stride, padding = (tuple(int(x) for x in values) for values in (call.attrs.strides, call.attrs.padding))
+    return ConvShape(batch, height, width, inputs, outputs, (kh, kw), stride, padding, upsample)
+
+
+def _plan_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = _conv_shape(call, fused.upsample)
+    if shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
+        output = [shape.batch, *shape.result, shape.outputs]
+        return _plan_multiply(call.args[0], call.args[1], output, fused, machine)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine)
+    return Plan("conv2d", conv2d, arguments, _conv_operands(call, fused, machine), [shape.pixels, shape.outputs])
+
+
+def _conv_operands(
+    call: relax.Call, fused: Fused, machine: Machine
+) -> Callable[[relax.BlockBuilder], list[relax.Expr]]:
+    """Pack in the same way for every algorithm, so that two functions of a component share the weight."""
+    data, weight = call.args
+    kh, kw, inputs, outputs = static_shape(weight)
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        panels = _panels(builder, weight, kh * kw * inputs, outputs, machine.panel)
+        return [data, panels, *_matrices(builder, fused.added, outputs)]
+
+    return operands
+
+
+def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and tile_conv2d.accepts(_conv_shape(call), machine)
+
+
+def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = _conv_shape(call, fused.upsample)
+    return _tiled("tile_conv2d", _plan_conv2d(call, fused, machine), shape, fused, machine)
+
+
+def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and winograd.accepts(_conv_shape(call), machine)
+
+
+def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = _conv_shape(call)
+    tile, _ = winograd.cheapest_tile(shape, machine)
+    arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
+    operands = _conv_operands(call, fused, machine)
+    return Plan(f"winograd_{tile}", winograd.winograd, arguments, operands, [shape.pixels, shape.outputs])
+
+
+def _multiplies(call: relax.Call, _machine: Machine) -> float:
+    return (_matmul_shape if call.op.name == "relax.matmul" else _conv_shape)(call).multiplies
+
+
+TAIL: dict[str, Any] = {"adds": True, "splits": True, "activations": ("silu", "gelu", GEGLU), "fuses": "fused_gelu"}
+MULTIPLIES = (
+    Entry(
+        ("split_float32", "packed_weights"),
+        "relax.matmul",
+        _accepts_tile_matmul,
+        _plan_tile_matmul,
+        lambda call, machine: tile_conv2d.cost(_matmul_shape(call), machine),
+        **TAIL,
+    ),
+    Entry(("packed_weights",), "relax.matmul", _accepts_matmul, _plan_matmul, _multiplies, **TAIL),
+    Entry(
+        ("split_float32", "packed_weights"),
+        "relax.nn.conv2d",
+        _accepts_tile_conv2d,
+        _plan_tile_conv2d,
+        lambda call, machine: tile_conv2d.cost(_conv_shape(call), machine),
+        adds=True,
+        upsamples=True,
+    ),
+    Entry(
+        ("winograd",),
+        "relax.nn.conv2d",
+        _accepts_winograd,
+        _plan_winograd,
+        lambda call, machine: winograd.cheapest_tile(_conv_shape(call), machine)[1],
+        adds=True,
+    ),
+    Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, _multiplies, adds=True),
+)

@@ -1,0 +1,125 @@
+"""Attention, softmax and norms in the registry: kernels that work on rows and have no weights to pack."""
+
+from __future__ import annotations
+
+import math
+
+from tvm import relax
+
+from compiler.graph import static_shape
+from compiler.kernels import tile_attention
+from compiler.kernels.flash_attention import AttentionShape, flash_attention
+from compiler.kernels.group_norm import GroupNormShape, group_norm
+from compiler.kernels.layer_norm import layer_norm
+from compiler.kernels.plan import Entry, Fused, IsWeight, Plan, is_float32
+from compiler.kernels.register_tile import Machine
+from compiler.kernels.softmax import softmax
+
+
+def _accepts_attention(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    return call.attrs.window_size is None and is_float32(*call.args)
+
+
+def _attention_shape(call: relax.Call) -> AttentionShape:
+    query, key, value = call.args
+    batch, queries, heads, size = static_shape(query)
+    keys, value_size = static_shape(key)[1], static_shape(value)[-1]
+    scale = 1 / math.sqrt(size) if call.attrs.scale is None else float(call.attrs.scale)
+    offsets = {"None": None, "TopLeft": 0, "BottomRight": keys - queries}
+    return AttentionShape(batch, heads, queries, keys, size, value_size, scale, offsets[str(call.attrs.causal_mask)])
+
+
+def _plan_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    shape = _attention_shape(call)
+    arguments = (shape, machine.lanes, machine.registers)
+    return Plan("flash_attention", flash_attention, arguments, lambda _builder: list(call.args), shape.output)
+
+
+def _accepts_tile_attention(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_attention(call, is_weight, machine) and tile_attention.accepts(_attention_shape(call), machine)
+
+
+def _plan_tile_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    shape = _attention_shape(call)
+    return Plan(
+        "tile_attention",
+        tile_attention.tile_attention,
+        (shape, machine),
+        lambda _builder: list(call.args),
+        shape.output,
+    )
+
+
+def _accepts_softmax(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    rank = len(static_shape(call.args[0]))
+    return int(call.attrs.axis) % rank == rank - 1 and is_float32(*call.args)
+
+
+def _plan_softmax(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    *leading, columns = static_shape(call.args[0])
+    shape = [math.prod(leading), columns]
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(call.args[0], shape))]
+
+    return Plan("softmax", softmax, (*shape, machine), operands, shape)
+
+
+def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    rank = len(static_shape(call.args[0]))
+    last = int(call.attrs.channel_axis) % rank == rank - 1
+    spatial = [int(axis) % rank for axis in call.attrs.axes] == list(range(1, rank - 1))
+    return last and spatial and bool(call.attrs.center and call.attrs.scale) and is_float32(*call.args)
+
+
+def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    data, gamma, beta = call.args
+    batch, *spatial, channels = static_shape(data)
+    pixels = math.prod(spatial)
+    flat = [batch, pixels, channels]
+    shape = GroupNormShape(batch, pixels, channels, int(call.attrs.num_groups), float(call.attrs.epsilon))
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(data, flat)), gamma, beta]
+
+    return Plan("group_norm", group_norm, (shape, fused.activation, machine), operands, flat)
+
+
+def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    axes = [int(axis) % len(static_shape(call.args[0])) for axis in call.attrs.axes]
+    plain = bool(call.attrs.center and call.attrs.scale) and is_float32(*call.args)
+    return plain and axes == [len(static_shape(call.args[0])) - 1]
+
+
+def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+    data, gamma, beta = call.args
+    *leading, channels = static_shape(data)
+    rows = math.prod(leading)
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        return [builder.emit(relax.op.reshape(data, [rows, channels])), gamma, beta]
+
+    arguments = (rows, channels, float(call.attrs.epsilon), machine)
+    return Plan("layer_norm", layer_norm, arguments, operands, [rows, channels])
+
+
+ROWS = (
+    Entry(("split_float32", "flash_attention"), "relax.nn.attention", _accepts_tile_attention, _plan_tile_attention),
+    Entry(
+        ("flash_attention",),
+        "relax.nn.attention",
+        _accepts_attention,
+        _plan_attention,
+        lambda _call, _machine: 1.0,
+    ),
+    Entry(("fused_softmax",), "relax.nn.softmax", _accepts_softmax, _plan_softmax),
+    Entry(
+        ("fused_groupnorm",),
+        "relax.nn.group_norm",
+        _accepts_group_norm,
+        _plan_group_norm,
+        activations=("silu",),
+        fuses="fused_groupnorm",
+    ),
+    Entry(("fused_layernorm",), "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
+)
