@@ -116,7 +116,7 @@ class BuildConfig:
 
     def _check_merging(self) -> None:
         _check_tome(self)
-        for part in (self.tome_merge or "attn").split(","):
+        for part in ("attn" if self.tome_merge is None else self.tome_merge).split(","):
             choose("--tome-merge", part.strip(), TOME_PARTS)
         if self.tome_max_downsample is not None:
             choose("--tome-max-downsample", str(self.tome_max_downsample), ("1", "2", "4", "8"))
@@ -131,7 +131,9 @@ class BuildConfig:
         if not self.apply_tome:
             return None
         usual = TokenMerging()
-        asked = [part.strip() for part in (self.tome_merge or ",".join(usual.parts)).split(",")]
+        asked = [
+            part.strip() for part in (",".join(usual.parts) if self.tome_merge is None else self.tome_merge).split(",")
+        ]
         return TokenMerging(
             usual.ratio if self.tome_ratio is None else self.tome_ratio,
             tuple(part for part in TOME_PARTS if part in asked),

@@ -8,7 +8,7 @@ import pytest
 from fake_artifact import write_artifact
 
 from utils.command_line import flag, flag_name, parse
-from utils.config import DEMO_CHECKPOINT, BaselineConfig, BuildConfig, RunConfig
+from utils.config import DEMO_CHECKPOINT, BaselineConfig, BuildConfig, RunConfig, TokenMerging
 from utils.errors import UserError, choose, nearest, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +105,17 @@ def test_bad_sampling_flags(kind, argv, message):
         (BuildConfig, ["--dtype", "float16"], "--dtype 'float16' is unknown"),
         (BuildConfig, ["--winograd-tile", "3"], "--winograd-tile '3' is unknown"),
         (BuildConfig, ["--num-threads", "0"], "--num-threads"),
+        (BuildConfig, ["--tome-ratio", "0.3"], "--tome-ratio does nothing without --apply-tome"),
+        (BuildConfig, ["--tome-sx", "3"], "--tome-sx does nothing without --apply-tome"),
+        (BaselineConfig, ["--tome-ratio", "0.3"], "--tome-ratio does nothing without --apply-tome"),
+        (BuildConfig, ["--apply-tome", "--tome-ratio", "nan"], "--tome-ratio must be from 0 to 0.75, not nan"),
+        (BuildConfig, ["--apply-tome", "--tome-ratio", "-0.1"], "--tome-ratio must be from 0 to 0.75"),
+        (BuildConfig, ["--apply-tome", "--tome-ratio", "0.76"], "--tome-ratio must be from 0 to 0.75"),
+        (BuildConfig, ["--apply-tome", "--tome-merge", "attn,norm"], "--tome-merge 'norm' is unknown"),
+        (BuildConfig, ["--apply-tome", "--tome-merge", ""], "--tome-merge '' is unknown"),
+        (BuildConfig, ["--apply-tome", "--tome-max-downsample", "3"], "--tome-max-downsample '3' is unknown"),
+        (BuildConfig, ["--apply-tome", "--tome-sx", "0"], "--tome-sx must be from 1 to 64"),
+        (BuildConfig, ["--apply-tome", "--tome-sx", "1", "--tome-sy", "1"], "leave no token to merge"),
         (BaselineConfig, ["--width", "12"], "--width must be a multiple of 8"),
         (BaselineConfig, ["--dtype", "float31"], "did you mean float32?"),
         (BaselineConfig, ["--attention", "sdpaa"], "choose from: math, sdpa, xformers"),
@@ -231,3 +242,12 @@ def test_a_users_mistake_is_one_line_and_code_2(tmp_path, flags, message):
     assert (result.returncode, result.stdout) == (2, "")
     assert line.startswith("error: ") and message in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_token_merging_is_asked_for():
+    def asked(*argv):
+        return parse(BuildConfig, list(argv), "", "").merging
+
+    assert asked() is None and asked("--apply-tome") == TokenMerging(0.5, ("attn",), 1, (2, 2))
+    every = ("--tome-ratio", "0", "--tome-merge", "mlp, attn", "--tome-max-downsample", "4", "--tome-sx", "3")
+    assert asked("--apply-tome", *every) == TokenMerging(0.0, ("attn", "mlp"), 4, (2, 3))
