@@ -10,6 +10,7 @@ import tvm
 from tvm import relax
 
 from runtime.artifact import Artifact, Manifest, TensorType
+from runtime.library import is_whole
 from runtime.parameters import map_parameters
 from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError
@@ -61,6 +62,8 @@ class Engine:
         self.component = component
         self.device = device
         library, parameters = (artifact.path(f) for f in (self.description.library, self.description.parameters))
+        if not is_whole(library):
+            raise UserError(f"{library} can't be loaded here (it was cut short); build the artifact again")
         try:
             self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
         except (OSError, ValueError, RuntimeError, AttributeError) as error:

@@ -114,10 +114,13 @@ class BuildConfig:
         choose("--enable-cache", str(self.enable_cache), ("0", "1"))
         _check_writable("--output-dir", self.output_dir)
 
+    def _tome_parts(self) -> list[str]:
+        return [part.strip() for part in ("attn" if self.tome_merge is None else self.tome_merge).split(",")]
+
     def _check_merging(self) -> None:
         _check_tome(self)
-        for part in ("attn" if self.tome_merge is None else self.tome_merge).split(","):
-            choose("--tome-merge", part.strip(), TOME_PARTS)
+        for part in self._tome_parts():
+            choose("--tome-merge", part, TOME_PARTS)
         if self.tome_max_downsample is not None:
             choose("--tome-max-downsample", str(self.tome_max_downsample), ("1", "2", "4", "8"))
         for name, stride in (("--tome-sx", self.tome_sx), ("--tome-sy", self.tome_sy)):
@@ -131,12 +134,9 @@ class BuildConfig:
         if not self.apply_tome:
             return None
         usual = TokenMerging()
-        asked = [
-            part.strip() for part in (",".join(usual.parts) if self.tome_merge is None else self.tome_merge).split(",")
-        ]
         return TokenMerging(
             usual.ratio if self.tome_ratio is None else self.tome_ratio,
-            tuple(part for part in TOME_PARTS if part in asked),
+            tuple(part for part in TOME_PARTS if part in self._tome_parts()),
             usual.max_downsample if self.tome_max_downsample is None else self.tome_max_downsample,
             (
                 usual.stride[0] if self.tome_sy is None else self.tome_sy,
