@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tvm import relax
+from tvm import relax, tirx
 
 from compiler.graph import static_shape
 from compiler.kernels.plan import Entry, Fused, IsWeight, Plan
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.tile_matching import tile_matching
 from compiler.kernels.token_matching import MatchShape, token_matching
 from compiler.kernels.token_merging import merge_tokens, unmerge_tokens
 
@@ -23,12 +24,19 @@ def _accepts(symbol: str) -> Callable[[relax.Call, IsWeight, Machine], bool]:
     return lambda call, _is_weight, _machine: str(call.args[0].global_symbol) == symbol
 
 
-def _plan_match(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
-    tokens, settings = call.args[1].fields
-    height, width, stride_y, stride_x, merged = (int(value) for value in settings.values)
-    batch, count, channels = static_shape(tokens)
-    shape = MatchShape(batch, height, width, channels, (stride_y, stride_x), merged)
-    return Plan("token_matching", token_matching, (shape, machine), lambda _: [tokens], [batch, count], dtype="int32")
+def _plan_match(name: str, make: Callable[[MatchShape, Machine], tirx.PrimFunc]) -> Callable[..., Plan]:
+    def plan(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+        tokens, settings = call.args[1].fields
+        height, width, stride_y, stride_x, merged = (int(value) for value in settings.values)
+        batch, count, channels = static_shape(tokens)
+        shape = MatchShape(batch, height, width, channels, (stride_y, stride_x), merged)
+        return Plan(name, make, (shape, machine), lambda _: [tokens], [batch, count], dtype="int32")
+
+    return plan
+
+
+def _accepts_tile_match(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return machine.unit is not None and _accepts(MATCH)(call, is_weight, machine)
 
 
 def _plan_merge(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
@@ -53,7 +61,8 @@ def _plan_unmerge(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
 
 CALL = "relax.call_dps_packed"
 TOKENS = (
-    Entry((), CALL, _accepts(MATCH), _plan_match),
+    Entry(("split_float32",), CALL, _accepts_tile_match, _plan_match("tile_matching", tile_matching)),
+    Entry((), CALL, _accepts(MATCH), _plan_match("token_matching", token_matching), lambda _call, _machine: 1.0),
     Entry((), CALL, _accepts(MERGE), _plan_merge),
     Entry((), CALL, _accepts(UNMERGE), _plan_unmerge, adds=True),
 )

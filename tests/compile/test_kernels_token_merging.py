@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, run_kernel
+from kernel_runner import SHAPES_OF_REGISTERS, UNITS, assert_near, machine, needs_unit, run_kernel, word_machine
 
+from compiler.kernels.tile_matching import tile_matching
 from compiler.kernels.token_matching import MatchShape, token_matching
 from compiler.kernels.token_merging import merge_tokens, unmerge_tokens
 from models.token_merging import split_tokens
 
 MARGIN = 2e-6  # of the cosines of two that may be exchanged
+WORD_MARGIN = {1: 2**-6, 2: 2**-13}  # the same by bfloat16 parts
 
 MATCHES = st.builds(
     MatchShape,
@@ -48,6 +50,15 @@ def test_matching_on_random_shapes(shape, registers, seed):
     x = tokens_of(shape, seed)
     function = token_matching(shape, machine(*registers))
     check_match(run_kernel(function, [x], [shape.batch, shape.tokens], "int32"), x, shape, MARGIN)
+
+
+@needs_unit
+@settings(deadline=None, max_examples=25)
+@given(MATCHES, st.sampled_from(UNITS or [None]), st.integers(0, 99))
+def test_matching_in_tiles_on_random_shapes(shape, unit, seed):
+    x = tokens_of(shape, seed)
+    function = tile_matching(shape, word_machine(unit))
+    check_match(run_kernel(function, [x], [shape.batch, shape.tokens], "int32"), x, shape, WORD_MARGIN[unit[1]])
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, 1.0, 1e-30])

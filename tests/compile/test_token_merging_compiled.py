@@ -33,12 +33,12 @@ def test_a_merged_unet_is_pytorchs(merging, cpu, tmp_path):
 
 def test_ratio_zero_has_no_kernel_of_merging():
     found = kernels(after(unet(TokenMerging(0.0)), "dispatch"))
-    assert found and not {"token_matching", "merge_tokens", "unmerge_tokens"} & set(found)
+    assert found and not {"token_matching", "tile_matching", "merge_tokens", "unmerge_tokens"} & set(found)
 
 
 def test_the_residual_is_added_where_tokens_are_parted():
     module = after(unet(TokenMerging(0.5)), "dispatch")
     found = kernels(module)
-    assert {"token_matching", "merge_tokens", "unmerge_tokens"} <= set(found)
+    assert {"merge_tokens", "unmerge_tokens"} <= set(found) and {"token_matching", "tile_matching"} & set(found)
     (parting, *_) = (f for _, f in module.functions_items() if f.attrs.get(KERNEL) == "unmerge_tokens")
     assert len(parting.params) == 4  # tokens, slots, the residual, the result
