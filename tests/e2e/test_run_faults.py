@@ -97,8 +97,9 @@ def test_an_interrupted_run_says_so_and_leaves_whole_pictures(driver, tiny_artif
     """At each file operation: pictures that were finished stay, and nothing half-written does."""
     out = tmp_path / "out"
     flags = ("--artifacts-dir", tiny_artifact, "--output-dir", out, "--num-images", 3, *FLAGS)
+    assert driver("inference", *flags)["code"] == 0 and len(read_all(out)) == 3
     count = driver("inference", *flags, roots=(out,))["operations"]
-    assert count >= 7 and len(read_all(out)) == 3
+    assert count >= 7 and len(read_all(out)) == 6
     for at in range(1, count + 1):
         before = len(read_all(out))
         done = driver("inference", *flags, roots=(out,), fault=signal, at=at)
