@@ -11,6 +11,7 @@ from compiler.kernels.tir import Value, Vectors
 
 # erfc(x) = t (a1 + t (a2 + ...)) exp(-x^2), t = 1 / (1 + p x), to 1.5e-7: Abramowitz and Stegun, 7.1.26
 ERFC_P = 0.3275911
+QUICK = 1.702  # Hendrycks and Gimpel, Gaussian Error Linear Units (2016), section 2
 FAR = 8.0  # erfc is below 1e-28 from here on; denormal numbers, which are slow, do not arise
 ERFC = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
 
@@ -48,4 +49,10 @@ def gelu(v: Vectors, values: Sequence[Value]) -> list[Value]:
     return result
 
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu}
+def quick_gelu(v: Vectors, values: Sequence[Value]) -> list[Value]:
+    """Return x sigmoid(1.702 x), CLIP's own approximation of GELU."""
+    gates = sigmoid(v, [T.bind(x * v.all(QUICK)) for x in values])
+    return [T.bind(x * gate) for x, gate in zip(values, gates, strict=True)]
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu, "quick_gelu": quick_gelu}

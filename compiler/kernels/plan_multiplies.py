@@ -168,7 +168,12 @@ def _multiplies(call: relax.Call, _machine: Machine) -> float:
     return (_matmul_shape if call.op.name == "relax.matmul" else _conv_shape)(call).multiplies
 
 
-TAIL: dict[str, Any] = {"adds": True, "splits": True, "activations": ("silu", "gelu", GEGLU), "fuses": "fused_gelu"}
+TAIL: dict[str, Any] = {
+    "adds": True,
+    "splits": True,
+    "activations": ("silu", "gelu", "quick_gelu", GEGLU),
+    "fuses": "fused_gelu",
+}
 MULTIPLIES = (
     Entry(
         ("split_float32", "packed_weights"),

@@ -10,7 +10,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from compiler.graph import bindings, is_op, parameter_only, static_shape
+from compiler.graph import bindings, is_op, parameter_only, scalar_value, static_shape
+from compiler.kernels.activation import QUICK
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.plan import KERNEL, Added, Entry, Fused, Plan
 from compiler.kernels.register_tile import Machine
@@ -71,6 +72,7 @@ class _Matcher:
                 self._absorb_activation(step, step.value.args[0], step.value.op.name.rpartition(".")[2], [])
             elif is_op(step.value, "relax.multiply"):
                 self._absorb_geglu(step)
+                self._absorb_quick_gelu(step)
         for step in self.steps:
             if is_op(step.value, "relax.split") and step.var not in self.absorbed:
                 self._absorb_split(step)
@@ -91,9 +93,9 @@ class _Matcher:
         call = relax.Call(match.call.op, [resize.args[0], *others], match.call.attrs)
         return _Match(call, match.entry, upsample=factor)
 
-    def _open(self, result: relax.Expr) -> _Match | None:
-        """Return the match that computes ``result`` if nobody else reads it and its tail can still grow."""
-        if not isinstance(result, relax.Var) or result not in self.matches or self.uses[result] != 1:
+    def _open(self, result: relax.Expr, uses: int = 1) -> _Match | None:
+        """Return the match that computes ``result`` if it is read ``uses`` times and its tail can still grow."""
+        if not isinstance(result, relax.Var) or result not in self.matches or self.uses[result] != uses:
             return None
         match = self.matches[result]
         return match if match.activation is None else None
@@ -128,9 +130,9 @@ class _Matcher:
             self._absorb(match, result, [], step.var)
 
     def _absorb_activation(
-        self, step: relax.VarBinding, result: relax.Expr, activation: str, vanishing: list[relax.Var]
+        self, step: relax.VarBinding, result: relax.Expr, activation: str, vanishing: list[relax.Var], uses: int = 1
     ) -> None:
-        match = self._open(result)
+        match = self._open(result, uses)
         if match is not None and activation in match.entry.activations and self.on[match.entry.fuses]:
             match.activation = activation
             self.used.add(match.entry.fuses)
@@ -161,6 +163,23 @@ class _Matcher:
         width = static_shape(step.var)[-1]
         if static_shape(split.args[0])[-1] == 2 * width and width % self.machine.lanes == 0:
             self._absorb_activation(step, split.args[0], GEGLU, vanishing)
+
+    def _absorb_quick_gelu(self, step: relax.VarBinding) -> None:
+        """Take ``x sigmoid(1.702 x)`` into the multiply that computes x."""
+        value, gate = step.value.args
+        sigmoid = self.values.get(gate) if isinstance(gate, relax.Var) else None
+        if not is_op(sigmoid, "relax.sigmoid"):
+            return
+        scaled = self.values.get(sigmoid.args[0])
+        if not is_op(scaled, "relax.multiply") or not scaled.args[0].same_as(value):
+            return
+        factor, vanishing = scalar_value(scaled.args[1]), [sigmoid.args[0], gate]
+        if (
+            factor is not None
+            and math.isclose(factor, QUICK, rel_tol=1e-6)
+            and all(self.uses[v] == 1 for v in vanishing)
+        ):
+            self._absorb_activation(step, value, "quick_gelu", vanishing, uses=2)
 
 
 @mutator

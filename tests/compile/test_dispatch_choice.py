@@ -102,3 +102,25 @@ def test_bfloat16_needs_a_unit_and_what_uses_it():
     with pytest.raises(UserError, match="needs layout and packed_weights and split_float32"):
         enabled("split_float32", "bfloat16")
     assert enabled("fusion", "bfloat16")["split_float32"]
+
+
+class QuickGelu(nn.Module):
+    """A multiply and CLIP's activation, or something like it."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(32, 64), factor
+
+    def forward(self, x):
+        x = self.linear(x)
+        return x * torch.sigmoid(self.factor * x)
+
+
+@pytest.mark.parametrize(("factor", "absorbed"), [(1.702, True), (1.5, False)])
+@pytest.mark.parametrize("cpu", [CPU, WITHOUT_UNIT])
+def test_quick_gelu_is_absorbed_and_its_likes_are_not(factor, absorbed, cpu, tmp_path):
+    component = component_of(QuickGelu(factor), torch.randn(1, 7, 32, generator=torch.Generator().manual_seed(0)))
+    text = after(component, "dispatch", cpu=cpu).script()
+    assert ("R.sigmoid" not in text) == absorbed
+    assert "R.sigmoid" in after(component, "dispatch", "fused_gelu", cpu).script()
+    parity(component, tmp_path, cpu=cpu)

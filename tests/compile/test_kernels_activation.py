@@ -18,7 +18,11 @@ def gelu(x):
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
 
 
-REFERENCES = {"silu": silu, "gelu": gelu}
+def quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+REFERENCES = {"silu": silu, "gelu": gelu, "quick_gelu": quick_gelu}
 VALUES = np.concatenate([np.linspace(-12, 12, 481), [-88, -20, -1e-3, -1e-30, 0, 1e-30, 1e-3, 20, 88]])
 
 
