@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tvm
@@ -14,6 +15,8 @@ from runtime.library import is_whole
 from runtime.parameters import map_parameters
 from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError
+
+REASON = 200  # characters of the library's own message
 
 
 def set_num_threads(num_threads: int | None) -> int:
@@ -92,7 +95,7 @@ class Engine:
         cached: list[tvm.runtime.Tensor] = []
         if description.context is not None:
             names = [tensor.name for tensor in self.description.functions[description.context].inputs]
-            cached = list(self._machine[description.context](*(kept[name] for name in names), *self._parameters))
+            cached = list(self._run(description.context, *(kept[name] for name in names)))
             types = {name: tensor for name, tensor in types.items() if name not in names}
 
         def call(*inputs: np.ndarray) -> np.ndarray:
@@ -101,9 +104,23 @@ class Engine:
                 self._tensor(function, tensor, given[name]) if name in given else kept[name]
                 for name, tensor in types.items()
             ]
-            return self._machine[function](*tensors, *cached, *self._parameters).numpy()
+            return self._run(function, *tensors, *cached).numpy()
 
         return call
+
+    def _run(self, function: str, *tensors: tvm.runtime.Tensor) -> Any:
+        """Call a function of the library with all parameters.
+
+        Raises:
+            UserError: it does not take them: the manifest or the parameter file is not the one it was built with.
+        """
+        try:
+            return self._machine[function](*tensors, *self._parameters)
+        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
+            raise UserError(
+                f"{self.component}.{function} does not take what the artifact has for it ({reason}); build it again"
+            ) from error
 
     def _tensor(self, function: str, expected: TensorType, value: np.ndarray) -> tvm.runtime.Tensor:
         """Copy an input to the device."""
