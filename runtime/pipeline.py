@@ -11,13 +11,13 @@ import numpy as np
 
 import schedulers
 from runtime.artifact import TOKENIZER, Artifact, Manifest
+from runtime.signature import FUNCTIONS, check_functions
 from runtime.tokenizer import Tokenizer
 from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
 from utils import units
 from utils.errors import UserError
 from utils.memory import available_memory
 
-FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
 KEPT_PROMPTS = 16
 UNet = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of latents and timestep; it has the prompts already
 
@@ -83,7 +83,7 @@ class Pipeline:
         from runtime import engine  # brings in TVM, which takes a second: not before it is needed
 
         self.manifest = artifact.manifest
-        _check_functions(self.manifest)
+        check_functions(self.manifest)
         _require_memory(self.manifest)
         self.tokenizer = Tokenizer(artifact.path(self.manifest.tokenizer))
         (_, length) = self.manifest.components["text_encoder"].functions["encode"].inputs[0].shape
@@ -164,15 +164,6 @@ class Pipeline:
         pictures = np.concatenate([self.engines["vae_decoder"]("decode", x[None]) for x in latents])
         _require_finite(pictures, "vae_decoder", "")
         return pictures
-
-
-def _check_functions(manifest: Manifest) -> None:
-    for component, functions in FUNCTIONS.items():
-        if component not in manifest.components:
-            raise UserError(f"the artifact has no {component}; build it again")
-        for function in functions:
-            if function not in manifest.components[component].functions:
-                raise UserError(f"the artifact's {component} has no function {function}; build it again")
 
 
 def _require_memory(manifest: Manifest) -> None:

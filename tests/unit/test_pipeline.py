@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from fake_artifact import CHANNELS, LATENT, LENGTH, FakeEngine, calls, write_artifact, write_tokenizer
@@ -224,3 +226,25 @@ def test_a_tokenizer_of_another_length_is_refused(tmp_path):
     write_tokenizer(file, LENGTH + 1)
     with pytest.raises(UserError, match="makes 13 tokens, the text encoder takes 12"):
         pipeline_of(tmp_path / "a", tokenizer=describe(file, tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("component", "function", "change"),
+    [
+        ("text_encoder", "encode", {"dtype": "int32"}),
+        ("text_encoder", "encode", {"shape": [2, LENGTH]}),
+        ("unet", "guided", {"name": "latents"}),
+        ("unet", "guided", {"shape": [2, CHANNELS, 1, 1]}),
+        ("unet", "unguided", {"shape": [0, CHANNELS, *LATENT]}),
+        ("unet", "unguided", {"shape": [1]}),
+        ("vae_decoder", "decode", {"shape": [1, CHANNELS, 1, 1]}),
+    ],
+)
+def test_functions_of_other_types_are_refused(tmp_path, component, function, change):
+    folder = write_artifact(tmp_path / "a")
+    path = folder / "manifest.json"
+    value = json.loads(path.read_text())
+    value["components"][component]["functions"][function]["inputs"][0].update(change)
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="build it again"):
+        Pipeline(Artifact(folder))

@@ -1,0 +1,64 @@
+"""What the pipeline expects of an artifact's functions: names, shapes and dtypes that fit each other."""
+
+from __future__ import annotations
+
+from runtime.artifact import FunctionType, Manifest, TensorType
+from utils.errors import UserError
+
+FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
+Types = tuple[list[TensorType], list[TensorType]]  # inputs, outputs
+
+
+def check_functions(manifest: Manifest) -> None:
+    """Check every function that the pipeline calls.
+
+    Raises:
+        UserError: naming the function that is missing or takes or gives something else.
+    """
+    found: dict[tuple[str, str], FunctionType] = {}
+    for component, functions in FUNCTIONS.items():
+        if component not in manifest.components:
+            raise UserError(f"the artifact has no {component}; build it again")
+        for function in functions:
+            if function not in manifest.components[component].functions:
+                raise UserError(f"the artifact's {component} has no function {function}; build it again")
+            found[component, function] = manifest.components[component].functions[function]
+    try:
+        wanted = _wanted(found, manifest)
+    except (ValueError, IndexError):
+        raise UserError("the artifact's functions have shapes that do not fit each other; build it again") from None
+    for (component, function), (inputs, outputs) in wanted.items():
+        own = found[component, function]
+        given = [TensorType("", tensor.shape, tensor.dtype) for tensor in own.outputs]
+        if own.inputs != inputs or given != outputs:
+            raise UserError(
+                f"the artifact's {component} has another {function} than this version calls; build it again"
+            )
+
+
+def _wanted(found: dict[tuple[str, str], FunctionType], manifest: Manifest) -> dict[tuple[str, str], Types]:
+    """Return what each function is to take and to give, from the prompt's length and the latent's shape."""
+    _, length = found["text_encoder", "encode"].inputs[0].shape
+    _, _, features = found["text_encoder", "encode"].outputs[0].shape
+    batch, *latent = found["unet", "unguided"].inputs[0].shape
+    if min(length, features, batch, *latent) < 1 or len(latent) != 3:
+        raise ValueError("an extent below 1")
+
+    def unet(rows: int) -> Types:
+        shape = [rows, *latent]
+        others = [TensorType("timestep", [1], "float32"), TensorType("context", [rows, length, features], "float32")]
+        return [TensorType("latent", shape, "float32"), *others], [TensorType("", shape, "float32")]
+
+    picture = [1, manifest.height, manifest.width, 3]
+    return {
+        ("text_encoder", "encode"): (
+            [TensorType("ids", [1, length], "int64")],
+            [TensorType("", [1, length, features], "float32")],
+        ),
+        ("unet", "guided"): unet(2 * batch),
+        ("unet", "unguided"): unet(batch),
+        ("vae_decoder", "decode"): (
+            [TensorType("latent", [1, *latent], "float32")],
+            [TensorType("", picture, "float32")],
+        ),
+    }
