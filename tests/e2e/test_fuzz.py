@@ -1,5 +1,6 @@
 """Manifests and parameter headers with anything in them: a picture, or one line. No traceback, no crash."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -44,7 +45,7 @@ def spoil(data, value):
     other = data.draw(JUNK | st.sampled_from(same).map(lambda path: node(value, path)))
     if type(node(value, to)) is int:
         other = data.draw(st.just(other) | st.integers(-2, 2).map(lambda change: node(value, to) + change))
-    node(value, to[:-1])[to[-1]] = other
+    node(value, to[:-1])[to[-1]] = copy.deepcopy(other)  # or it might hold itself
 
 
 def check(driver, folder):
