@@ -114,13 +114,17 @@ class Engine:
         Raises:
             UserError: it does not take them: the manifest or the parameter file is not the one it was built with.
         """
+        self._interrupted = False
         try:
-            return self._machine[function](*tensors, *self._parameters)
+            result = self._machine[function](*tensors, *self._parameters)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
             raise UserError(
                 f"{self.component}.{function} does not take what the artifact has for it ({reason}); build it again"
             ) from error
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return result
 
     def _tensor(self, function: str, expected: TensorType, value: np.ndarray) -> tvm.runtime.Tensor:
         """Copy an input to the device."""
@@ -132,5 +136,16 @@ class Engine:
         return tvm.runtime.tensor(np.ascontiguousarray(value), self.device)
 
     def instrument(self, observer: Callable[..., object] | None) -> None:
-        """Have ``observer(function, name, before, result, *arguments)`` called around every kernel."""
-        self._machine.set_instrument(observer)
+        """Have ``observer(function, name, before, result, *arguments)`` called around every kernel.
+
+        Ctrl-C while it is called ends the function's call, not before its last kernel: the library can't be left.
+        """
+
+        def guarded(*arguments: object) -> object:
+            try:
+                return None if observer is None else observer(*arguments)
+            except KeyboardInterrupt:
+                self._interrupted = True
+                return 0
+
+        self._machine.set_instrument(None if observer is None else guarded)

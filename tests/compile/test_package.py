@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import safe_open
 
+from compiler import staging
 from compiler.staging import staged
 from runtime.parameters import ALIGNMENT, DTYPES, map_parameters, read_header, write_parameters
 from utils.errors import UserError
@@ -80,6 +81,8 @@ def test_a_first_build_that_fails_leaves_nothing(tmp_path, error):
 
 
 def test_a_rename_that_fails_brings_the_old_artifact_back(target, monkeypatch):
+    """Where the system can't exchange two folders at one stroke."""
+    monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
     rename = type(target).rename
 
     def refuse_new(self, destination):
