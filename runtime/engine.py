@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from runtime.library import is_whole
 from runtime.parameters import map_parameters
 from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError
+from utils.signals import undisturbed
 
 REASON = 200  # characters of the library's own message
 
@@ -63,6 +65,7 @@ class Engine:
             raise UserError(f"{artifact.folder} has no {component}; build the artifact again")
         self.description = artifact.manifest.components[component]
         self.component = component
+        self._observed = False
         self.device = device
         library, parameters = (artifact.path(f) for f in (self.description.library, self.description.parameters))
         if not is_whole(library):
@@ -114,17 +117,14 @@ class Engine:
         Raises:
             UserError: it does not take them: the manifest or the parameter file is not the one it was built with.
         """
-        self._interrupted = False
         try:
-            result = self._machine[function](*tensors, *self._parameters)
+            with undisturbed() if self._observed else contextlib.nullcontext():
+                return self._machine[function](*tensors, *self._parameters)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
             raise UserError(
                 f"{self.component}.{function} does not take what the artifact has for it ({reason}); build it again"
             ) from error
-        if self._interrupted:
-            raise KeyboardInterrupt
-        return result
 
     def _tensor(self, function: str, expected: TensorType, value: np.ndarray) -> tvm.runtime.Tensor:
         """Copy an input to the device."""
@@ -138,14 +138,7 @@ class Engine:
     def instrument(self, observer: Callable[..., object] | None) -> None:
         """Have ``observer(function, name, before, result, *arguments)`` called around every kernel.
 
-        Ctrl-C while it is called ends the function's call, not before its last kernel: the library can't be left.
+        Ctrl-C then waits for the end of a function's call: the library can't be left from within an observer.
         """
-
-        def guarded(*arguments: object) -> object:
-            try:
-                return None if observer is None else observer(*arguments)
-            except KeyboardInterrupt:
-                self._interrupted = True
-                return 0
-
-        self._machine.set_instrument(None if observer is None else guarded)
+        self._observed = observer is not None
+        self._machine.set_instrument(observer)
