@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 
 from runtime.engine import Engine
+from runtime.observer import Observer
 from utils import units
 
 ROWS = 20  # rows of a report
@@ -21,23 +21,12 @@ class Entry:
     seconds: float = 0.0
 
 
-class Profiler:
+class Profiler(Observer):
     """Times every kernel of ``engines`` inside a ``with`` block. Engines outside of it run without any cost."""
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
+        super().__init__(engines)
         self.entries: dict[tuple[str, str], Entry] = {}
-
-    def __enter__(self) -> Profiler:
-        for component, engine in self._engines.items():
-            engine.instrument(self._observer(component))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for engine in self._engines.values():
-            engine.instrument(None)
 
     def _observer(self, component: str) -> Callable[..., int]:
         started = 0.0

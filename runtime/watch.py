@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 
 import numpy as np
 
 from runtime.engine import Engine
+from runtime.observer import Observer
 
 
-class Watch:
+class Watch(Observer):
     """Looks at the tensors of every kernel of ``engines`` inside a ``with`` block, which takes time.
 
     ``found`` has, for "nan" and for "inf", component and kernel that it was seen in first. An Inf may be meant: a mask
@@ -18,19 +18,8 @@ class Watch:
     """
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
+        super().__init__(engines)
         self.found: dict[str, tuple[str, str]] = {}
-
-    def __enter__(self) -> Watch:
-        for component, engine in self._engines.items():
-            engine.instrument(self._observer(component))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for engine in self._engines.values():
-            engine.instrument(None)
 
     def _observer(self, component: str) -> Callable[..., int]:
         def observe(_function: object, name: str, before: bool, _result: object, *arguments: object) -> int:
