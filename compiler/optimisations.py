@@ -14,6 +14,7 @@ OPTIMISATIONS = {
     "flash_attention": "attention without a stored score matrix",
     "fused_softmax": "softmax in one pass over memory, where scores are stored",
     "fused_groupnorm": "GroupNorm and SiLU in two passes over memory",
+    "fused_concat": "skip connections read where they lie, by GroupNorm and 1x1 convolution",
     "fused_layernorm": "LayerNorm in one pass over memory",
     "cached_context": "keys and values of cross-attention computed once a picture, not once a step",
     "fused_gelu": "activations of a multiply computed in registers: GELU, GEGLU, SiLU",

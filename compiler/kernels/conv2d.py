@@ -51,6 +51,11 @@ class ConvShape:
         return self.pixels * math.prod(self.kernel) * self.inputs * self.outputs
 
     @property
+    def is_multiply(self) -> bool:
+        """Whether each pixel of the result comes of one pixel of the input."""
+        return self.kernel == self.stride == (1, 1) and not any(self.padding)
+
+    @property
     def padded(self) -> tuple[int, ...]:
         """Height and width with padding."""
         top, left, bottom, right = self.padding

@@ -7,6 +7,7 @@ digits; the sums of a group are then joined (Chan, Golub and LeVeque, Algorithms
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm.tirx.script.builder.ir as T
@@ -14,6 +15,7 @@ from tvm import tirx
 
 from compiler.kernels.activation import ACTIVATIONS
 from compiler.kernels.register_tile import Machine
+from compiler.kernels.sources import Sources
 from compiler.kernels.tir import Value, Vectors, argument, prim_func
 
 STRIPES = 4  # stripes of pixels per core
@@ -32,18 +34,18 @@ class GroupNormShape:
 
 
 class _GroupNorm:
-    def __init__(self, shape: GroupNormShape, activation: str | None, machine: Machine) -> None:
+    def __init__(self, shape: GroupNormShape, activation: str | None, machine: Machine, widths: Sequence[int]) -> None:
         self.shape, self.activation = shape, activation
-        lanes = max(d for d in range(1, machine.lanes + 1) if shape.channels % d == 0)
+        self.sources = Sources(widths or [shape.channels])
+        lanes = max(d for d in range(1, machine.lanes + 1) if all(width % d == 0 for width in self.sources.widths))
         self.v = Vectors(lanes)
-        self.vectors = shape.channels // lanes
         self.stripes = min(STRIPES * machine.cores, shape.pixels)
         self.rows = -(-shape.pixels // self.stripes)
 
     def body(self) -> None:
         """Declare the arguments and run the passes."""
         s = self.shape
-        self.x = argument("x", (s.batch, s.pixels, s.channels))
+        self.sources.declare((s.batch, s.pixels))
         self.gamma, self.beta = argument("gamma", (s.channels,)), argument("beta", (s.channels,))
         self.y = argument("y", (s.batch, s.pixels, s.channels))
         self.sums = T.alloc_buffer((s.batch, self.stripes, 2, s.channels), "float32", layout=None)
@@ -60,14 +62,16 @@ class _GroupNorm:
 
     def _sum(self, n: Value, stripe: Value) -> None:
         v, lanes = self.v, self.v.lanes
-        with T.serial(self.vectors) as c:
+        with T.serial(self.shape.channels // lanes) as c:
             for kind in range(2):
                 v.store(self.sums, v.all(0.0), n, stripe, kind, c * lanes)
         with self._pixels(stripe) as pixel:
-            with T.serial(self.vectors) as c:
-                x = T.bind(v.load(self.x, n, pixel, c * lanes) - v.load(self.x, n, 0, c * lanes))
-                v.store(self.sums, v.load(self.sums, n, stripe, 0, c * lanes) + x, n, stripe, 0, c * lanes)
-                v.store(self.sums, v.load(self.sums, n, stripe, 1, c * lanes) + x * x, n, stripe, 1, c * lanes)
+            for source, first, end in self.sources.spans():
+                with T.serial((end - first) // lanes) as vector:
+                    here, c = vector * lanes, first + vector * lanes
+                    x = T.bind(v.load(source, n, pixel, here) - v.load(source, n, 0, here))
+                    v.store(self.sums, v.load(self.sums, n, stripe, 0, c) + x, n, stripe, 0, c)
+                    v.store(self.sums, v.load(self.sums, n, stripe, 1, c) + x * x, n, stripe, 1, c)
 
     def _join(self, n: Value, group: Value) -> None:
         """Turn the sums of a group into its channels' scale and shift."""
@@ -84,7 +88,7 @@ class _GroupNorm:
                 for kind in range(2):
                     total = self.sums[n, 0, kind, c] + self.sums[n, stripe, kind, c]
                     T.buffer_store(self.sums, total, [n, 0, kind, c])
-            return self.x[n, 0, c] + self.sums[n, 0, 0, c] / pixels, self.sums[n, 0, 1, c]
+            return self.sources.at(n, 0, c) + self.sums[n, 0, 0, c] / pixels, self.sums[n, 0, 1, c]
 
         with T.serial(width) as i:
             mean, _ = channel(group * width + i)
@@ -92,7 +96,7 @@ class _GroupNorm:
         with T.serial(width) as i:
             c = group * width + i
             total = T.bind(self.sums[n, 0, 0, c])
-            away = T.bind(self.x[n, 0, c] + total / pixels - state[0])
+            away = T.bind(self.sources.at(n, 0, c) + total / pixels - state[0])
             spread = self.sums[n, 0, 1, c] - total * total / pixels + pixels * away * away
             T.buffer_store(state, state[1] + T.max(spread, zero), [1])
         inverse = T.bind(T.float32(1) / T.sqrt(state[1] / T.float32(width * s.pixels) + T.float32(s.epsilon)))
@@ -103,20 +107,30 @@ class _GroupNorm:
 
     def _apply(self, n: Value, stripe: Value) -> None:
         v, lanes = self.v, self.v.lanes
-        together = max(d for d in range(1, TOGETHER + 1) if self.vectors % d == 0)
         with self._pixels(stripe) as pixel:
-            with T.serial(self.vectors // together) as block:
-                starts = [(block * together + i) * lanes for i in range(together)]
-                values = [
-                    T.bind(v.load(self.x, n, pixel, c) * v.load(self.affine, n, 0, c) + v.load(self.affine, n, 1, c))
-                    for c in starts
-                ]
-                if self.activation is not None:
-                    values = ACTIVATIONS[self.activation](v, values)
-                for c, value in zip(starts, values, strict=True):
-                    v.store(self.y, value, n, pixel, c)
+            for source, first, end in self.sources.spans():
+                vectors = (end - first) // lanes
+                together = max(d for d in range(1, TOGETHER + 1) if vectors % d == 0)
+                with T.serial(vectors // together) as block:
+                    starts = [(block * together + i) * lanes for i in range(together)]
+                    values = [
+                        T.bind(
+                            v.load(source, n, pixel, c) * v.load(self.affine, n, 0, first + c)
+                            + v.load(self.affine, n, 1, first + c)
+                        )
+                        for c in starts
+                    ]
+                    if self.activation is not None:
+                        values = ACTIVATIONS[self.activation](v, values)
+                    for c, value in zip(starts, values, strict=True):
+                        v.store(self.y, value, n, pixel, first + c)
 
 
-def group_norm(shape: GroupNormShape, activation: str | None, machine: Machine) -> tirx.PrimFunc:
-    """Return GroupNorm and activation as a function of x [N, pixels, C], gamma [C], beta [C] and y."""
-    return prim_func(_GroupNorm(shape, activation, machine).body)
+def group_norm(
+    shape: GroupNormShape, activation: str | None, machine: Machine, widths: Sequence[int] = ()
+) -> tirx.PrimFunc:
+    """Return GroupNorm and activation as a function of x [N, pixels, C], gamma [C], beta [C] and y.
+
+    With ``widths`` x is several arguments [N, pixels, widths[i]], whose channels follow each other.
+    """
+    return prim_func(_GroupNorm(shape, activation, machine, widths).body)

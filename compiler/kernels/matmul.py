@@ -15,6 +15,7 @@ from tvm import tirx
 
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
+from compiler.kernels.sources import Sources
 from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
 
 FEW_ROWS = 512  # below it weights weigh more than rows
@@ -31,8 +32,10 @@ class _Matmul:
         machine: Machine,
         activation: str | None,
         results: int,
+        widths: Sequence[int],
     ) -> None:
         self.m, self.k, self.n, self.machine = m, k, n, machine
+        self.sources = Sources(widths or [k])
         self.panels = -(-n // machine.panel)
         self.tile_rows = tile_size(m, machine.rows)
         self.tiles = -(-m // self.tile_rows)
@@ -40,7 +43,7 @@ class _Matmul:
 
     def body(self) -> None:
         """Declare the arguments and share the tiles among the cores."""
-        self.x = argument("x", (self.m, self.k))
+        self.sources.declare((self.m,))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
         if self.m < FEW_ROWS and self.panels >= self.machine.cores:
@@ -74,13 +77,14 @@ class _Matmul:
         registers = RegisterTile(self.machine, accumulators)
         first = tile * self.tile_rows
         registers.clear(rows)
+        for source, start, end in self.sources.spans():
 
-        def step(k: Value) -> None:
-            registers.multiply(
-                rows, lambda row: self.x[first + row, k], lambda c: registers.v.load(self.w, panel, k, c)
-            )
+            def step(k: Value, x: Value = source, start: int = start) -> None:
+                registers.multiply(
+                    rows, lambda row: x[first + row, k], lambda c: registers.v.load(self.w, panel, start + k, c)
+                )
 
-        steps(self.k, UNROLL, step)
+            steps(end - start, UNROLL, step)
         registers.write(rows, lambda row: first + row, panel, self.epilogue)
 
 
@@ -92,10 +96,12 @@ def matmul(
     machine: Machine,
     activation: str | None = None,
     results: int = 1,
+    widths: Sequence[int] = (),
 ) -> tirx.PrimFunc:
     """Return X[m, k] W[k, n] + epilogue as a function of x, packed w, the epilogue's operands and its results.
 
     With the activation "geglu" the first n / 2 columns are values and the others gates; a panel packs a vector of each,
     and the result is [m, n / 2]. Several results [m, n / results] share the columns evenly, in whole panels.
+    With ``widths`` x is several arguments [m, widths[i]] side by side.
     """
-    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation, results).body)
+    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation, results, widths).body)

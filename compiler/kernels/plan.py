@@ -8,6 +8,7 @@ from typing import Any
 
 from tvm import relax, tirx
 
+from compiler.graph import static_shape
 from compiler.kernels.register_tile import Machine
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
@@ -42,14 +43,24 @@ class Plan:
 class Fused:
     """What a kernel does besides its operator.
 
-    Nearest upsampling before it, then additions in order, an activation, and even shares of the columns as results of
-    their own.
+    It reads the concatenation of ``joined`` in place of its data, or that upsampled; then come additions in order, an
+    activation, and even shares of the columns as results of their own.
     """
 
     added: Sequence[Added] = ()
     activation: str | None = None
     upsample: int = 1
     results: int = 1
+    joined: Sequence[relax.Expr] = ()
+
+    def sources(self, data: relax.Expr) -> list[relax.Expr]:
+        """Return what is read in the place of ``data``."""
+        return list(self.joined) or [data]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of what is joined."""
+        return tuple(static_shape(value)[-1] for value in self.joined)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Entry:
     ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
     operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations``,
     ``upsamples`` and ``splits`` tell what the kernel can do besides; activations only where the optimisation ``fuses``
-    is on.
+    is on. ``joins`` tells whether it can read channels of these widths side by side.
     """
 
     optimisations: tuple[str, ...]
@@ -72,6 +83,7 @@ class Entry:
     upsamples: bool = False
     splits: bool = False
     fuses: str = ""
+    joins: Callable[[relax.Call, Sequence[int], Machine], bool] = lambda _call, _widths, _machine: False
 
 
 def is_float32(*values: relax.Expr) -> bool:

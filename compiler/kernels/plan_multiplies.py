@@ -46,13 +46,15 @@ def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], fuse
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         pack, width = (_gated_panels, machine.lanes) if gated else (_panels, machine.panel)
+        sources = [relax.op.reshape(x, [rows, static_shape(x)[-1]]) for x in fused.sources(data)]
         return [
-            builder.emit(relax.op.reshape(data, [rows, inputs])),
+            *(builder.emit(source) for source in sources),
             pack(builder, weight, inputs, outputs, width),
             *_matrices(builder, fused.added, outputs),
         ]
 
-    arguments = (rows, inputs, outputs, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    shape, added = (rows, inputs, outputs), tuple(a.rows for a in fused.added)
+    arguments = (*shape, added, machine, fused.activation, fused.results, fused.widths)
     result = [rows, outputs // (2 if gated else fused.results)]
     return Plan("matmul", matmul, arguments, operands, result, fused.results)
 
@@ -79,18 +81,20 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machi
     """
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        data, weight, *added = plan.operands(builder)
-        size = [shape.height // shape.upsample, shape.width // shape.upsample]
-        data = builder.emit(relax.op.reshape(data, [shape.batch, *size, shape.inputs]))
+        found = plan.operands(builder)
+        data, (weight, *added) = found[: len(fused.joined) or 1], found[len(fused.joined) or 1 :]
+        size = [shape.batch, shape.height // shape.upsample, shape.width // shape.upsample]
+        data = [builder.emit(relax.op.reshape(x, [*size, static_shape(x)[-1]])) for x in data]
         if machine.parts == 1:
             panels, rows, _ = static_shape(weight)
             function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
             pack = builder.add_func(function, "pack_words")
             words = relax.TensorType([panels, rows // BLOCK, 2, WORDS, WORDS], "uint32")
             weight = builder.emit(relax.call_tir(pack, [weight], words))
-        return [data, weight, *added]
+        return [*data, weight, *added]
 
-    arguments = (shape, tuple(a.rows for a in fused.added), machine, fused.activation, fused.results)
+    added = tuple(a.rows for a in fused.added)
+    arguments = (shape, added, machine, fused.activation, fused.results, fused.widths)
     return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output, fused.results)
 
 
@@ -122,7 +126,7 @@ def _conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
 
 def _plan_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     shape = _conv_shape(call, fused.upsample)
-    if shape.kernel == (1, 1) and shape.stride == (1, 1) and not any(shape.padding):
+    if shape.is_multiply:
         output = [shape.batch, *shape.result, shape.outputs]
         return _plan_multiply(call.args[0], call.args[1], output, fused, machine)
     arguments = (shape, tuple(a.rows for a in fused.added), machine)
@@ -138,7 +142,7 @@ def _conv_operands(
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
         panels = _panels(builder, weight, kh * kw * inputs, outputs, machine.panel)
-        return [data, panels, *_matrices(builder, fused.added, outputs)]
+        return [*fused.sources(data), panels, *_matrices(builder, fused.added, outputs)]
 
     return operands
 
@@ -162,6 +166,10 @@ def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
     operands = _conv_operands(call, fused, machine)
     return Plan(f"winograd_{tile}", winograd.winograd, arguments, operands, [shape.pixels, shape.outputs])
+
+
+def _joins_blocks(_call: relax.Call, widths: Sequence[int], _machine: Machine) -> bool:
+    return all(width % BLOCK == 0 for width in widths)
 
 
 def _multiplies(call: relax.Call, _machine: Machine) -> float:
@@ -192,6 +200,7 @@ MULTIPLIES = (
         lambda call, machine: tile_conv2d.cost(_conv_shape(call), machine),
         adds=True,
         upsamples=True,
+        joins=_joins_blocks,
     ),
     Entry(
         ("winograd",),
@@ -201,5 +210,13 @@ MULTIPLIES = (
         lambda call, machine: winograd.cheapest_tile(_conv_shape(call), machine)[1],
         adds=True,
     ),
-    Entry(("packed_weights",), "relax.nn.conv2d", _accepts_conv2d, _plan_conv2d, _multiplies, adds=True),
+    Entry(
+        ("packed_weights",),
+        "relax.nn.conv2d",
+        _accepts_conv2d,
+        _plan_conv2d,
+        _multiplies,
+        adds=True,
+        joins=lambda call, _widths, _machine: _conv_shape(call).is_multiply,
+    ),
 )

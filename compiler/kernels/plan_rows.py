@@ -80,9 +80,10 @@ def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     shape = GroupNormShape(batch, pixels, channels, int(call.attrs.num_groups), float(call.attrs.epsilon))
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        return [builder.emit(relax.op.reshape(data, flat)), gamma, beta]
+        sources = [relax.op.reshape(x, [batch, pixels, static_shape(x)[-1]]) for x in fused.sources(data)]
+        return [*(builder.emit(source) for source in sources), gamma, beta]
 
-    return Plan("group_norm", group_norm, (shape, fused.activation, machine), operands, flat)
+    return Plan("group_norm", group_norm, (shape, fused.activation, machine, fused.widths), operands, flat)
 
 
 def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
@@ -120,6 +121,7 @@ ROWS = (
         _plan_group_norm,
         activations=("silu",),
         fuses="fused_groupnorm",
+        joins=lambda _call, widths, machine: all(width % machine.lanes == 0 for width in widths),
     ),
     Entry(("fused_layernorm",), "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
 )

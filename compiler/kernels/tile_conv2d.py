@@ -21,6 +21,7 @@ from tvm import tirx
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import Machine, RegisterTile
+from compiler.kernels.sources import Sources
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
 from compiler.kernels.unit import SIDE, TILE, Product, Words
@@ -60,9 +61,16 @@ def _wide(shape: ConvShape, columns: int) -> int:
 
 class _TileConv2d:
     def __init__(
-        self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None, results: int
+        self,
+        shape: ConvShape,
+        operand_rows: Sequence[int],
+        machine: Machine,
+        activation: str | None,
+        results: int,
+        widths: Sequence[int],
     ) -> None:
         self.shape, self.machine, self.parts = shape, machine, machine.parts
+        self.sources = Sources(widths or [shape.inputs])
         self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
         self.stride = shape.stride[0]
@@ -98,7 +106,7 @@ class _TileConv2d:
         """Declare the arguments and run a task for each field and share of the panels."""
         shape, machine = self.shape, self.machine
         size = (shape.height // shape.upsample, shape.width // shape.upsample)
-        self.x = argument("x", (shape.batch, *size, shape.inputs))
+        self.sources.declare((shape.batch, *size))
         if self.parts == 1:
             self.w = argument("w", (self.panels, self.taps * self.blocks, 2, WORDS, WORDS), "uint32")
         else:
@@ -147,16 +155,19 @@ class _TileConv2d:
             pixel = (picture * self.needed + row) * self.wide + column
             y, x = self.top * self.stride + row - top, self.left_column * self.stride + column - left
             inside = T.And(T.And(y >= 0, y < shape.height), T.And(x >= 0, x < shape.width))
-            with T.serial(self._blocks(group)) as block:
-                with T.If(inside):
-                    with T.Then():
-                        channel = (group * self.group + block) * BLOCK
-                        at = [self.picture + picture, *(T.floordiv(i, shape.upsample) for i in (y, x))]
-                        pair = [v.load(self.x, *at, channel + half) for half in (0, WORDS)]
-                        self._store_words(self.left, pair, block, pixel, 0)
-                    with T.Else():
-                        for words in self.left:
-                            T.buffer_store(words, self.v.all(0.0), [block, pixel, T.ramp(0, 1, WORDS)])
+            at = [self.picture + picture, *(T.floordiv(i, shape.upsample) for i in (y, x))]
+            start, count = group * self.group, self._blocks(group)
+            for source, first, end in self.sources.spans():
+                low, high = (T.min(T.max(edge // BLOCK - start, 0), count) for edge in (first, end))
+                with T.serial(low, high) as block:
+                    with T.If(inside):
+                        with T.Then():
+                            channel = (start + block) * BLOCK - first
+                            pair = [v.load(source, *at, channel + half) for half in (0, WORDS)]
+                            self._store_words(self.left, pair, block, pixel, 0)
+                        with T.Else():
+                            for words in self.left:
+                                T.buffer_store(words, v.all(0.0), [block, pixel, T.ramp(0, 1, WORDS)])
 
     def _store_words(self, buffers: Sequence[Value], pair: Sequence[Value], *index: Value) -> None:
         for words, value in zip(buffers, split(pair[0], pair[1], self.parts), strict=True):
@@ -214,15 +225,21 @@ class _TileConv2d:
 
 
 def tile_conv2d(
-    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, activation: str | None = None, results: int = 1
+    shape: ConvShape,
+    operand_rows: Sequence[int],
+    machine: Machine,
+    activation: str | None = None,
+    results: int = 1,
+    widths: Sequence[int] = (),
 ) -> tirx.PrimFunc:
     """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO].
 
-    Several results [pixels, CO / results] share the channels evenly, in whole panels.
+    Several results [pixels, CO / results] share the channels evenly, in whole panels. With ``widths``, multiples of
+    ``BLOCK``, x is several arguments, whose channels follow each other.
 
     w is in panels of float32, or of one part in what ``pack_words`` makes of them.
     """
-    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results).body)
+    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results, widths).body)
 
 
 def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:

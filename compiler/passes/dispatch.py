@@ -28,6 +28,7 @@ class _Match:
     activation: str | None = None
     upsample: int = 1
     results: int = 1
+    joined: list[relax.Expr] = field(default_factory=list)
 
 
 def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
@@ -76,6 +77,8 @@ class _Matcher:
         for step in self.steps:
             if is_op(step.value, "relax.split") and step.var not in self.absorbed:
                 self._absorb_split(step)
+            elif is_op(step.value, "relax.concat") and self.on["fused_concat"]:
+                self._absorb_concat(step)
 
     def _absorb_upsampling(self, match: _Match) -> _Match:
         """Let the kernel read what is upsampled, if nobody else reads the result."""
@@ -128,6 +131,21 @@ class _Matcher:
         if match is not None and match.entry.splits and even and width % self.machine.panel == 0:
             match.results = len(shapes)
             self._absorb(match, result, [], step.var)
+
+    def _absorb_concat(self, step: relax.VarBinding) -> None:
+        """Let all kernels that read what is joined along the channels read its parts."""
+        parts = step.value.args[0]
+        readers = [match for match in self.matches.values() if match.call.args[0].same_as(step.var)]
+        last = len(static_shape(step.var)) - 1
+        if not isinstance(parts, relax.Tuple) or int(step.value.attrs.axis) != last or not readers:
+            return
+        widths = [static_shape(part)[-1] for part in parts.fields]
+        can = all(match.entry.joins(match.call, widths, self.machine) for match in readers)
+        if can and len(readers) == self.uses[step.var]:
+            for match in readers:
+                match.joined = list(parts.fields)
+            self.absorbed.add(step.var)
+            self.used.add("fused_concat")
 
     def _absorb_activation(
         self, step: relax.VarBinding, result: relax.Expr, activation: str, vanishing: list[relax.Var], uses: int = 1
@@ -200,7 +218,9 @@ class _Dispatcher(PyExprMutator):
             return
         call = self.visit_expr_post_order(match.call)
         added = [Added(self.visit_expr(value), rows) for value, rows in match.added]
-        plan = match.entry.plan(call, Fused(added, match.activation, match.upsample, match.results), self.machine)
+        joined = [self.visit_expr(value) for value in match.joined]
+        fused = Fused(added, match.activation, match.upsample, match.results, joined)
+        plan = match.entry.plan(call, fused, self.machine)
         outputs = [relax.TensorType(plan.output, plan.dtype)] * plan.results
         result = self.builder_.emit(relax.call_tir(self._kernel(plan), plan.operands(self.builder_), outputs))
         if plan.results == 1:

@@ -32,6 +32,9 @@ class Block(nn.Module):
         self.norm = nn.GroupNorm(4, 32)
         self.conv = nn.Conv2d(32, 32, 3, padding=1)
         self.time = nn.Linear(5, 32)
+        self.join_norm = nn.GroupNorm(4, 64)
+        self.join = nn.Conv2d(64, 32, 3, padding=1)
+        self.shortcut = nn.Conv2d(64, 32, 1)
         self.down = nn.Conv2d(32, 24, 3, stride=2, padding=1)
         self.skip = nn.Conv2d(32, 24, 1, stride=2)
         self.layer_norm = nn.LayerNorm(24)
@@ -45,6 +48,8 @@ class Block(nn.Module):
         """Take x [B, 9, h, w] and t [B, 5]; return [B, 7, 2 ceil(h / 2), 2 ceil(w / 2)]."""
         x = self.begin(x)
         y = self.conv(nn.functional.silu(self.norm(x))) + self.time(t)[:, :, None, None]
+        both = torch.cat([x, y], dim=1)
+        y = self.join(nn.functional.silu(self.join_norm(both))) + self.shortcut(both)
         y = self.down(y) + self.skip(x)
         batch, channels, height, width = y.shape
         tokens = y.permute(0, 2, 3, 1).reshape(batch, height * width, channels)

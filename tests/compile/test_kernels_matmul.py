@@ -9,14 +9,18 @@ from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, run
 from compiler.kernels.matmul import FEW_ROWS, matmul
 
 
-def multiply(m, k, n, operand_rows, machine_, size=1.0, seed=0):
-    """Run the kernel; return its result, the float64 reference and the sum of magnitudes of one element."""
+def multiply(m, k, n, operand_rows, machine_, size=1.0, seed=0, widths=()):
+    """Run the kernel; return its result, the float64 reference and the sum of magnitudes of one element.
+
+    With ``widths`` it reads columns of several arguments.
+    """
     random = np.random.default_rng(seed)
     x = (random.standard_normal((m, k)) * size).astype(np.float32)
     w = random.standard_normal((k, n)).astype(np.float32)
     added = [(random.standard_normal((rows, n)) * size).astype(np.float32) for rows in operand_rows]
-    kernel = matmul(m, k, n, operand_rows, machine_)
-    result = run_kernel(kernel, [x, panels(w, machine_.panel), *added], (m, n))
+    kernel = matmul(m, k, n, operand_rows, machine_, widths=widths)
+    parts = np.split(x, np.cumsum(widths)[:-1], axis=1) if widths else [x]
+    result = run_kernel(kernel, [*parts, panels(w, machine_.panel), *added], (m, n))
     reference = x.astype(np.float64) @ w.astype(np.float64)
     magnitude = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64))
     for operand in added:
@@ -51,6 +55,12 @@ def test_each_width_with_tails_everywhere(lanes, registers):
     for m in (37, FEW_ROWS + 5):
         result, reference, scale = multiply(m, 31, 45, (1, m), machine(lanes, registers))
         assert_near(result, reference, scale, 1e-6)
+
+
+@pytest.mark.parametrize("widths", [(1, 5), (16, 15, 3)])
+def test_columns_of_several_arguments(widths):
+    result, reference, scale = multiply(37, sum(widths), 45, (1,), machine(16, 32), widths=widths)
+    assert_near(result, reference, scale, 1e-6)
 
 
 def test_infinities_and_nan_arrive():

@@ -50,6 +50,21 @@ def test_group_norm(case, offset, seed):
     assert_normal(result, reference, offset)
 
 
+@pytest.mark.parametrize("widths", [(32, 16), (5, 7), (16, 16, 64)])
+def test_group_norm_of_several_arguments(widths):
+    """Groups reach over the border of two arguments."""
+    random = np.random.default_rng(0)
+    channels, groups = sum(widths), 4
+    parts = [drawn(random, (2, 13, width), 3.0) for width in widths]
+    gamma, beta = drawn(random, channels, 1), drawn(random, channels, 0)
+    kernel = group_norm(GroupNormShape(2, 13, channels, groups, 1e-5), "silu", machine(16, 32), widths)
+    x = np.concatenate(parts, axis=2)
+    result = run_kernel(kernel, [*parts, gamma, beta], x.shape)
+    grouped = x.astype(np.float64).reshape(2, 13, groups, -1)
+    reference = normalise(grouped, (1, 3), 1e-5).reshape(x.shape) * gamma + beta
+    assert_normal(result, REFERENCES["silu"](reference), 3.0)
+
+
 @settings(deadline=None, max_examples=10)
 @given(
     rows=st.integers(1, 40),

@@ -57,8 +57,11 @@ def activate(x, activation):
     return {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "gelu": gelu}[activation](x)
 
 
-def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0):
-    """Return the kernel's result, the reference, and the sum of the magnitudes that were added up."""
+def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, widths=()):
+    """Return the kernel's result, the reference, and the sum of the magnitudes that were added up.
+
+    With ``widths`` the kernel reads channels of several arguments.
+    """
     random = np.random.default_rng(seed)
     small = (shape.batch, shape.height // shape.upsample, shape.width // shape.upsample, shape.inputs)
     x = (random.standard_normal(small) * size).astype(np.float32)
@@ -68,7 +71,9 @@ def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0):
     packed = gated_panels(matrix) if activation == "geglu" else panels(matrix, 2 * LANES)
     output = (shape.pixels, shape.outputs // 2 if activation == "geglu" else shape.outputs)
     weight = words(packed) if machine_.parts == 1 else packed
-    result = run(tile_conv2d(shape, operand_rows, machine_, activation), [x, weight, *added], output)
+    parts = [np.ascontiguousarray(part) for part in np.split(x, np.cumsum(widths)[:-1], axis=3)] if widths else [x]
+    kernel = tile_conv2d(shape, operand_rows, machine_, activation, widths=widths)
+    result = run(kernel, [*parts, weight, *added], output)
     if machine_.parts == 1:
         x, w = rounded(x), rounded(w)
     x = x.repeat(shape.upsample, axis=1).repeat(shape.upsample, axis=2)
@@ -121,6 +126,16 @@ def test_any_shape_and_magnitude(shape, unit, cores, cache, operands, size, seed
     rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
     operand_rows = tuple(rows[name] for name in operands)
     result, reference, scale = convolve(shape, operand_rows, word_machine(unit, cores, cache), size=size, seed=seed)
+    assert_near(result, reference, scale, RELATIVE[unit[1]])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("cache", [1 << 10, 1 << 20])
+@pytest.mark.parametrize("widths", [(64, 32), (32, 96, 32)])
+def test_channels_of_several_arguments(widths, cache, unit):
+    """In a small cache a group of channels may begin or end within an argument, or lie in another one."""
+    shape = ConvShape(2, 6, 7, sum(widths), 45, (3, 3), (1, 1), (1, 1, 1, 1))
+    result, reference, scale = convolve(shape, (1,), word_machine(unit, cache=cache), widths=widths)
     assert_near(result, reference, scale, RELATIVE[unit[1]])
 
 

@@ -51,6 +51,25 @@ class TestDispatch:
         x, y, w, v = draw(*shapes)
         np.testing.assert_allclose(run(module, x, y, w, v), x @ w + y @ v, atol=1e-5)
 
+    @pytest.mark.parametrize(("read_elsewhere", "channels"), [(False, 32), (True, 32), (False, 7)])
+    def test_a_concatenation_is_read_where_its_parts_lie(self, read_elsewhere, channels):
+        """If all readers can: an element-wise one can't, and GroupNorm wants whole vectors."""
+
+        def build(emit, x, y, w, gamma, beta):
+            both = emit(relax.op.concat([x, y], axis=3))
+            normed = emit(relax.op.nn.group_norm(both, gamma, beta, 3, 3, [1, 2]))
+            if read_elsewhere:
+                normed = emit(relax.op.multiply(normed, both))
+            skip = emit(relax.op.nn.conv2d(both, w, data_layout="NHWC", kernel_layout="HWIO"))
+            return emit(relax.op.multiply(normed, skip))
+
+        whole = 32 + channels if channels == 7 else 64 + channels
+        shapes = ((2, 3, 4, whole - channels), (2, 3, 4, channels), (1, 1, whole, whole), (whole,), (whole,))
+        module = dispatched(build, *shapes, weights=3)
+        assert ("concat" in operators(module)) == (read_elsewhere or channels == 7)
+        inputs = draw(*shapes)
+        np.testing.assert_allclose(run(module, *inputs), run(written(build, *shapes, weights=3), *inputs), atol=1e-4)
+
     def test_a_result_that_is_read_twice_is_not_absorbed(self):
         def build(emit, x, w, bias):
             y = emit(relax.op.matmul(x, w))
