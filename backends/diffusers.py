@@ -56,8 +56,7 @@ class DiffusersBackend:
         _check_requirements(config, self.device)
         self.checkpoint = checkpoint
         self.dtype = getattr(torch, config.dtype)
-        self.height = checkpoint.height if config.height is None else config.height
-        self.width = checkpoint.width if config.width is None else config.width
+        self.height, self.width = checkpoint.size(config.height, config.width)
         self.latent_shape = (1, checkpoint.latent_channels, *checkpoint.latent_size(self.height, self.width))
         self.steps, self.guidance_scale = config.steps, config.guidance_scale
         torch.set_num_threads(physical_cores() if config.num_threads is None else config.num_threads)

@@ -24,12 +24,10 @@ def load_parts(settings: Settings) -> tuple[Checkpoint, dict[str, Component]]:
         UserError: the model can't be loaded, or can't make this size.
     """
     checkpoint = load_checkpoint(settings.model)
-    return checkpoint, {part.name: part for part in components(checkpoint, *_size(settings, checkpoint), batch_size=1)}
-
-
-def _size(settings: Settings, checkpoint: Checkpoint) -> tuple[int, int]:
-    height = checkpoint.height if settings.height is None else settings.height
-    return height, checkpoint.width if settings.width is None else settings.width
+    return checkpoint, {
+        part.name: part
+        for part in components(checkpoint, *checkpoint.size(settings.height, settings.width), batch_size=1)
+    }
 
 
 def make_references(settings: Settings, names: Sequence[str]) -> Settings:
@@ -42,7 +40,7 @@ def make_references(settings: Settings, names: Sequence[str]) -> Settings:
     """
     torch.set_num_threads(settings.num_threads)
     checkpoint, parts = load_parts(settings)
-    height, width = _size(settings, checkpoint)
+    height, width = checkpoint.size(settings.height, settings.width)
     slug = re.sub(r"[^a-zA-Z0-9]+", "-", Path(checkpoint.name).name).strip("-")
     folder = settings.folder / f"{slug}-{checkpoint.digest[:12]}-{width}x{height}"
     settings = replace(settings, folder=folder, height=height, width=width, model_digest=checkpoint.digest)

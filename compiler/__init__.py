@@ -6,8 +6,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from compiler.lock import locked
 from compiler.optimisations import enabled
-from compiler.staging import check_output, locked
+from compiler.staging import check_output
 from models.source import check_model
 from runtime.artifact import write_manifest
 from utils import units
@@ -26,7 +27,11 @@ def build(config: BuildConfig) -> Path:
     enabled(config.disable, config.dtype)
     check_output(config.output_dir)
     check_model(config.model)
-    with locked(config.output_dir, not config.no_wait):
+    with locked("--output-dir", config.output_dir, "builds", "leave --no-wait out to wait" if config.no_wait else None):
+        if config.tunes:
+            from compiler.tuned_model import tune_model
+
+            tune_model(config)
         return _build(config)
 
 

@@ -16,6 +16,7 @@ from compiler.cache import Plan, place, share_parameters, store
 from compiler.facts import REST, versions
 from compiler.native import Native, compile_component
 from compiler.package import write_component
+from compiler.records import Records, usable
 from compiler.staging import staged
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.trace import trace
@@ -71,14 +72,14 @@ def _manifest(
 
 
 def _compile(
-    component: Component, cpu: Cpu, config: BuildConfig, plan: Plan, folder: Path
+    component: Component, cpu: Cpu, config: BuildConfig, plan: Plan, folder: Path, records: Records
 ) -> tuple[artifact.Component, Native]:
     print(f"{component.name}: to be built, {plan.reasons[component.name]}", flush=True)
     start = time.perf_counter()
     traced = trace(component)
     traced_seconds = time.perf_counter() - start
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
-    native = compile_component(traced, cpu, plan.on, debug_dir)
+    native = compile_component(traced, cpu, plan.on, debug_dir, records)
     start = time.perf_counter()
     entry = write_component(traced, native, folder, plan.facts[component.name])
     written = units.seconds(time.perf_counter() - start)
@@ -127,12 +128,11 @@ def build(config: BuildConfig, plan: Plan) -> Path:
     cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
     torch.set_num_threads(set_num_threads(config.num_threads))
     checkpoint = load_checkpoint(config.model)
-    size = (
-        checkpoint.height if config.height is None else config.height,
-        checkpoint.width if config.width is None else config.width,
-    )
+    size = checkpoint.size(config.height, config.width)
     print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {cpu.target.attrs.get('mcpu', 'llvm')}", flush=True)
     parts = components(checkpoint, *size, config.batch_size, config.merging)
+    records, used = usable(config.database_dir, cpu)
+    print(used, flush=True)
     with staged(config.output_dir) as folder:
         (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
         make = _manifest(config, plan, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
@@ -141,7 +141,7 @@ def build(config: BuildConfig, plan: Plan) -> Path:
             if part.name in plan.found:
                 built[part.name] = _take(part.name, plan, config, folder)
             else:
-                built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder)
+                built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder, records)
                 if config.enable_cache:
                     share_parameters(built[part.name], folder)
         artifact.write_manifest(make(built, 0.0), folder)

@@ -5,8 +5,10 @@ All of it is found before torch or tvm is imported. What --disable leaves out is
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from importlib.metadata import version
+from pathlib import Path
 
 from models.source import digests
 from runtime.artifact import SCHEMA
@@ -43,6 +45,17 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+def _records(database: Path) -> str:
+    """Return a digest of the records that were measured on a CPU like this one."""
+    digest = hashlib.sha256()
+    for path in sorted(database.glob("*/info.json")):
+        if f'"device": "{cpu_name()}"' in path.read_text(encoding="utf-8", errors="replace"):
+            for name in ("database_workload.json", "database_tuning_record.json"):
+                with contextlib.suppress(OSError):
+                    digest.update(path.with_name(name).read_bytes())
+    return digest.hexdigest()
+
+
 def _merging(config: BuildConfig) -> Facts:
     asked = config.merging
     if asked is None:
@@ -62,6 +75,7 @@ def facts(config: BuildConfig) -> dict[str, Facts]:
     common = {
         "--target": _target(config.target),
         "sources of compiler/ and models/": _sources(),
+        "records of --database-dir": _records(config.database_dir),
         "library versions": " ".join([str(SCHEMA), *versions().values()]),
     }
     found = {REST: {"--model": model[REST]}}

@@ -13,6 +13,7 @@ from tvm import relax, tirx
 from compiler.codegen import NativeCode, generate
 from compiler.graph import split_params
 from compiler.kernels.plan import KERNEL
+from compiler.passes.dispatch import Tilings
 from compiler.passes.lift_context import CONTEXT
 from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise
@@ -92,8 +93,10 @@ def _origins(module: tvm.IRModule) -> dict[str, str]:
     return found
 
 
-def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None) -> Native:
-    """Run the pipeline on ``traced`` and generate native code for ``cpu``."""
+def compile_component(
+    traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, tilings: Tilings | None = None
+) -> Native:
+    """Run the pipeline on ``traced`` and generate native code for ``cpu``; ``tilings``: see ``Dispatch``."""
     start = time.perf_counter()
     functions: dict[str, FunctionType] = {}
     packing: dict[str, Packing] = {}
@@ -101,7 +104,7 @@ def compile_component(traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: 
     origins: dict[str, str] = {}
     used: set[str] = set()
     module = traced.module
-    for phase, compiled in optimise(traced.module, cpu, on, debug_dir, used):
+    for phase, compiled in optimise(traced.module, cpu, on, debug_dir, used, tilings):
         module = compiled
         if phase == "dispatch":
             packing = {name: Packing(**entry) for name, entry in json.loads(str(module.attrs["packing"])).items()}

@@ -17,6 +17,7 @@ OPTIMISATIONS = {
     "fused_concat": "skip connections read where they lie, by GroupNorm and 1x1 convolution",
     "fused_layernorm": "LayerNorm in one pass over memory",
     "cached_context": "keys and values of cross-attention computed once a picture, not once a step",
+    "tuned": "tilings of kernels that records found faster",
     "fused_gelu": "activations of a multiply computed in registers: GELU, GEGLU, SiLU",
 }
 ALL = "all"

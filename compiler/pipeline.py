@@ -11,7 +11,7 @@ import tvm_ffi
 from tvm import relax
 
 from compiler.passes.decompose_attention import DecomposeAttention
-from compiler.passes.dispatch import Dispatch
+from compiler.passes.dispatch import Dispatch, Tilings
 from compiler.passes.join_multiplies import join_multiplies
 from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
@@ -33,10 +33,10 @@ class Step:
     optimisation: str | None = None
 
 
-def steps(cpu: Cpu, on: dict[str, bool], used: set[str]) -> list[Step]:
+def steps(cpu: Cpu, on: dict[str, bool], used: set[str], tilings: Tilings | None = None) -> list[Step]:
     """Return the passes in their order. This list is the compiler; everything else is what they do.
 
-    ``used`` receives the names of the optimisations that a kernel was chosen for.
+    ``used`` receives the names of the optimisations that a kernel was chosen for; ``tilings``: see ``Dispatch``.
     """
     return [
         # Phase 1: the graph, in PyTorch's operators and layouts, becomes channels-last with nothing to undo.
@@ -52,7 +52,7 @@ def steps(cpu: Cpu, on: dict[str, bool], used: set[str]) -> list[Step]:
         Step("dispatch", DecomposeAttention(cpu.machine, on)),
         Step("dispatch", Simplify()),
         Step("dispatch", join_multiplies(cpu.machine), "joined_multiplies"),
-        Step("dispatch", Dispatch(cpu.machine, on, used)),
+        Step("dispatch", Dispatch(cpu.machine, on, used, tilings)),
         Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),
         # Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare.
@@ -77,14 +77,20 @@ def steps(cpu: Cpu, on: dict[str, bool], used: set[str]) -> list[Step]:
 
 
 def optimise(
-    module: tvm.IRModule, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, used: set[str]
+    module: tvm.IRModule,
+    cpu: Cpu,
+    on: dict[str, bool],
+    debug_dir: Path | None,
+    used: set[str],
+    tilings: Tilings | None = None,
 ) -> Iterator[tuple[str, tvm.IRModule]]:
     """Run the passes and yield (phase, module) after each phase.
 
-    ``used`` receives the names of the optimisations that changed anything. With ``debug_dir`` the IR after each pass is
+    ``used`` receives the names of the optimisations that changed anything; ``tilings``: see ``Dispatch``. With
+    ``debug_dir`` the IR after each pass is
     written there, numbered and readable.
     """
-    planned = [step for step in steps(cpu, on, used) if step.optimisation is None or on[step.optimisation]]
+    planned = [step for step in steps(cpu, on, used, tilings) if step.optimisation is None or on[step.optimisation]]
     with cpu.target:
         for number, step in enumerate(planned, 1):
             before, module = module, step.run(module)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
-import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from runtime.artifact import MANIFEST
 from utils.errors import UserError
@@ -86,54 +82,6 @@ def check_output(target: Path) -> None:
         raise UserError(f"--output-dir {target} is a file; choose a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file():
         raise UserError(f"--output-dir {target} is not empty and holds no artifact; choose another folder")
-
-
-def _open_locked(path: Path, target: Path, wait: bool) -> IO[str]:
-    """Return the lock file, open and ours; who has it is told while we wait.
-
-    Raises:
-        UserError: another build has it and ``wait`` is off.
-    """
-    while True:
-        stream = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "another build"
-            if not wait:
-                stream.close()
-                raise UserError(f"--output-dir {target}: {holder} builds there; leave --no-wait out to wait") from None
-            print(f"waiting for {holder}, which builds into {target}", flush=True)
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        if path.exists() and os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-            return stream
-        stream.close()  # whoever had it removed it, and somebody may have made a new one
-
-
-@contextmanager
-def locked(target: Path, wait: bool) -> Iterator[None]:
-    """Keep other builds out of ``target``. The system frees the lock of a build that was killed.
-
-    Raises:
-        UserError: see ``_open_locked``; or the lock can't be written.
-    """
-    target = target.absolute()
-    path = target.parent / f".{target.name}.lock"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stream = _open_locked(path, target, wait)
-    except OSError as error:
-        raise UserError(f"--output-dir {target} can't be written: {error.strerror}") from None
-    with stream:
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%H:%M:%S')})\n")
-        stream.flush()
-        try:
-            yield
-        finally:
-            with undisturbed():
-                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -76,6 +76,10 @@ class Checkpoint:
         """Default width of a picture in pixels."""
         return _pair(self.unet.config.sample_size)[1] * self.latent_scale
 
+    def size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Return height and width in pixels, the default where they are not given."""
+        return self.height if height is None else height, self.width if width is None else width
+
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the latent's height and width for a picture's, in pixels.
 

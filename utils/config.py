@@ -21,6 +21,8 @@ TOME_PARTS = ("attn", "crossattn", "mlp")
 ATTENTIONS = ("math", "sdpa", "xformers")
 MAX_STEPS = 1000
 MAX_SIZE = 8192
+MAX_MINUTES = 10_000
+MAX_TRIALS = 1_000_000
 
 
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:
@@ -97,7 +99,10 @@ class BuildConfig:
     )
     tome_sx: int | None = flag(None, "a token in each cell of --tome-sx x --tome-sy takes others in (default: 2)")
     tome_sy: int | None = flag(None, "height of a cell in tokens (default: 2)")
-    num_threads: int | None = flag(None, "threads of the parity check (default: the physical cores)")
+    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
+    tune_minutes: float = flag(0.0, "minutes to tune the kernels first; 0: none")
+    tune_trials: int = flag(0, "candidates to measure at most; 0: no limit but --tune-minutes")
+    num_threads: int | None = flag(None, "threads of tuning and parity check (default: the physical cores)")
     enable_cache: int = flag(1, "1: take components again that nothing changed for; 0: build all")
     no_wait: bool = flag(False, "fail at once where another build writes to the same folder, rather than wait for it")
     enable_debug: bool = flag(False, "write the IR after each pass, numbered, to debug/<component>/ in the artifact")
@@ -110,9 +115,18 @@ class BuildConfig:
         if self.winograd_tile is not None:
             choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
         self._check_merging()
+        if self.database_dir.exists() and not self.database_dir.is_dir():
+            raise UserError(f"--database-dir {self.database_dir} is a file; name a folder")
+        _check_range("--tune-minutes", self.tune_minutes, 0, MAX_MINUTES)
+        _check_range("--tune-trials", self.tune_trials, 0, MAX_TRIALS)
         _check_range("--num-threads", self.num_threads, 1, 1024)
         choose("--enable-cache", str(self.enable_cache), ("0", "1"))
         _check_writable("--output-dir", self.output_dir)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether any time or trial is given to tuning."""
+        return self.tune_minutes > 0 or self.tune_trials > 0
 
     def _tome_parts(self) -> list[str]:
         return [part.strip() for part in ("attn" if self.tome_merge is None else self.tome_merge).split(",")]

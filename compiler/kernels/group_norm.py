@@ -16,10 +16,16 @@ from tvm import tirx
 from compiler.kernels.activation import ACTIVATIONS
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.sources import Sources
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, prim_func
 
-STRIPES = 4  # stripes of pixels per core
-TOGETHER = 4  # vectors activated in lockstep
+
+@dataclass(frozen=True)
+class Tiling:
+    """Stripes of pixels per core, and vectors at most that are activated in lockstep."""
+
+    stripes: int = choice(4, 1, 2, 8, 16)
+    together: int = choice(4, 1, 2, 8)
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,19 @@ class GroupNormShape:
 
 
 class _GroupNorm:
-    def __init__(self, shape: GroupNormShape, activation: str | None, machine: Machine, widths: Sequence[int]) -> None:
-        self.shape, self.activation = shape, activation
+    def __init__(
+        self,
+        shape: GroupNormShape,
+        activation: str | None,
+        machine: Machine,
+        widths: Sequence[int],
+        tiling: Tiling,
+    ) -> None:
+        self.shape, self.activation, self.tiling = shape, activation, tiling
         self.sources = Sources(widths or [shape.channels])
         lanes = max(d for d in range(1, machine.lanes + 1) if all(width % d == 0 for width in self.sources.widths))
         self.v = Vectors(lanes)
-        self.stripes = min(STRIPES * machine.cores, shape.pixels)
+        self.stripes = min(tiling.stripes * machine.cores, shape.pixels)
         self.rows = -(-shape.pixels // self.stripes)
 
     def body(self) -> None:
@@ -110,7 +123,7 @@ class _GroupNorm:
         with self._pixels(stripe) as pixel:
             for source, first, end in self.sources.spans():
                 vectors = (end - first) // lanes
-                together = max(d for d in range(1, TOGETHER + 1) if vectors % d == 0)
+                together = max(d for d in range(1, self.tiling.together + 1) if vectors % d == 0)
                 with T.serial(vectors // together) as block:
                     starts = [(block * together + i) * lanes for i in range(together)]
                     values = [
@@ -127,10 +140,14 @@ class _GroupNorm:
 
 
 def group_norm(
-    shape: GroupNormShape, activation: str | None, machine: Machine, widths: Sequence[int] = ()
+    shape: GroupNormShape,
+    activation: str | None,
+    machine: Machine,
+    widths: Sequence[int] = (),
+    tiling: Tiling = Tiling(),
 ) -> tirx.PrimFunc:
     """Return GroupNorm and activation as a function of x [N, pixels, C], gamma [C], beta [C] and y.
 
     With ``widths`` x is several arguments [N, pixels, widths[i]], whose channels follow each other.
     """
-    return prim_func(_GroupNorm(shape, activation, machine, widths).body)
+    return prim_func(_GroupNorm(shape, activation, machine, widths, tiling).body)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import tvm.tirx.script.builder.ir as T
@@ -22,6 +23,7 @@ from compiler.kernels.flash_attention import MASKED, AttentionShape
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.shuffle import load_row, store_row, transpose
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, scratch, tiles
 from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
@@ -35,6 +37,15 @@ EXP2_DEGREE = {1: 3, 2: 5}  # 2^f on 0 <= f < 1 to 1e-4 and 2e-7 relative, by pa
 UNROLL = 4  # keys of which the maximum is taken at once
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of 32 keys a block, query blocks a group, and whether a task is a head (1) or a group (2)."""
+
+    key_tiles: int = choice(KEY_TILES, 1, 4, 8)
+    query_blocks: int = choice(QUERY_BLOCKS, 2, 4, 16, 32)
+    task: int = choice(0, 1, 2)
+
+
 def accepts(shape: AttentionShape, machine: Machine) -> bool:
     """Tell whether the kernel takes the attention."""
     return machine.unit is not None
@@ -43,7 +54,7 @@ def accepts(shape: AttentionShape, machine: Machine) -> bool:
 class _TileAttention:
     """Writes the statements of one kernel; the methods follow the order of the algorithm."""
 
-    def __init__(self, shape: AttentionShape, machine: Machine) -> None:
+    def __init__(self, shape: AttentionShape, machine: Machine, tiling: Tiling) -> None:
         self.shape, self.parts = shape, machine.parts
         self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
@@ -54,12 +65,13 @@ class _TileAttention:
         self.key_tiles = -(-shape.keys // BLOCK)
         self.blocks = -(-shape.queries // TILE)
         heads = shape.batch * shape.heads
-        self.group = min(QUERY_BLOCKS, -(-self.blocks * heads // machine.cores), self.blocks)
+        self.group = min(tiling.query_blocks, -(-self.blocks * heads // machine.cores), self.blocks)
         self.groups = -(-self.blocks // self.group)
         words = self.key_tiles * (self.sizes * BLOCK + self.rows) * WORD_BYTES * WORDS * self.parts
         self.near = shape.heads * words <= machine.cache
         balanced = -(-heads // machine.cores) * machine.cores <= heads * (1 + IDLE)
-        self.whole = balanced and not self.near
+        self.whole = tiling.task == 1 or (tiling.task == 0 and balanced and not self.near)
+        self.block_tiles = min(tiling.key_tiles, self.key_tiles)  # tiles of keys a block
 
     def body(self) -> None:
         """Declare the arguments [B, tokens, heads, size] and run the tasks."""
@@ -140,17 +152,16 @@ class _TileAttention:
             self.count = T.min(self.group, self.blocks - self.first)
             with T.serial(self.count) as block:
                 self._load_queries(block)
-            tiles(self.key_tiles, min(KEY_TILES, self.key_tiles), self._key_block)
+            tiles(self.key_tiles, self.block_tiles, self._key_block)
             with T.serial(self.count) as block:
                 self._store(block)
         self.unit.release()
 
     def _allocate(self) -> None:
-        key_tiles = min(KEY_TILES, self.key_tiles)
         self.q_words = [scratch((self.group, self.sizes, 2, WORDS, WORDS)) for _ in range(self.parts)]
-        self.p_words = [scratch((key_tiles, 2, WORDS, WORDS)) for _ in range(self.parts)]
+        self.p_words = [scratch((self.block_tiles, 2, WORDS, WORDS)) for _ in range(self.parts)]
         self.ot = local(self.group * self.rows, TILE)  # a scope for floats: memory is shared within one
-        self.scores = local(key_tiles * BLOCK, TILE)
+        self.scores = local(self.block_tiles * BLOCK, TILE)
         self.top, self.total = local(self.group, TILE), local(self.group, TILE)
         self.now = local(3, TILE)  # of the block at hand: maximum, rescale factor, sum
 
@@ -294,6 +305,6 @@ class _TileAttention:
         tiles(s.value_size, WORDS, turn)
 
 
-def tile_attention(shape: AttentionShape, machine: Machine) -> tirx.PrimFunc:
+def tile_attention(shape: AttentionShape, machine: Machine, tiling: Tiling = Tiling()) -> tirx.PrimFunc:
     """Return attention over float32 [B, tokens, heads, size] as a function of query, key, value and output."""
-    return prim_func(_TileAttention(shape, machine).body)
+    return prim_func(_TileAttention(shape, machine, tiling).body)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
@@ -23,16 +24,30 @@ from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import Machine, RegisterTile
 from compiler.kernels.sources import Sources
 from compiler.kernels.split import BLOCK, WORD_BYTES, WORDS, split
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
 from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
 
-CHUNK = 5  # steps of the reduction whose weights stay in the first cache level
 FIELD = 512  # pixels of a field that pay for splitting the weights anew
 COLUMNS = 64  # of a field at most: a field also splits the rows and columns that its kernel overlaps with
 # Time of a product, by unit and parts, in multiply-adds of vector registers; measured.
 SPEED: dict[tuple[str | None, int], float] = {("amx", 1): 0.15, ("amx", 2): 0.35, ("dot", 1): 0.55}
 SPLIT_COST = 6  # multiply-adds in whose time one number is split
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Pixels and columns of a field at most, steps of a chunk at most, shares of the panels, and a group's cache.
+
+    The cache is in eighths of what a task may fill.
+    """
+
+    field: int = choice(FIELD, 128, 256, 1024, 2048)
+    columns: int = choice(COLUMNS, 16, 32, 128)
+    chunk: int = choice(5, 2, 3, 4, 8, 10)  # steps whose weights stay in the first cache level
+    shares: int = choice(0, 1, 2, 4, 8)
+    cache: int = choice(8, 4, 12)
 
 
 def even(count: int, limit: int) -> int:
@@ -68,6 +83,7 @@ class _TileConv2d:
         activation: str | None,
         results: int,
         widths: Sequence[int],
+        tiling: Tiling,
     ) -> None:
         self.shape, self.machine, self.parts = shape, machine, machine.parts
         self.sources = Sources(widths or [shape.inputs])
@@ -78,28 +94,28 @@ class _TileConv2d:
         self.blocks = shape.inputs // BLOCK
         self.panels = -(-shape.outputs // machine.panel)
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs, activation, results)
-        self._share()
+        self._share(tiling)
 
-    def _share(self) -> None:
+    def _share(self, tiling: Tiling) -> None:
         """Decide on the size of a field, shares of the panels, and channel blocks of a group and a chunk."""
         shape, cores = self.shape, self.machine.cores
         height, width = shape.result
-        whole = shape.pixels <= FIELD
+        whole = shape.pixels <= tiling.field
         self.pictures = shape.batch if whole else 1
-        self.columns = even(width, COLUMNS)
+        self.columns = even(width, tiling.columns)
         self.across = -(-width // self.columns)
-        self.rows = height if whole else even(height, FIELD // self.columns)
+        self.rows = height if whole else even(height, max(1, tiling.field // self.columns))
         self.down = -(-height // self.rows)
         fields = shape.batch // self.pictures * self.down * self.across
-        self.shares = 1 if fields >= cores else min(cores, self.panels)
+        self.shares = min(tiling.shares or (1 if fields >= cores else cores), self.panels)
         self.tasks = fields * self.shares
         self.needed = (self.rows - 1) * self.stride + shape.kernel[0]  # rows of the padded input
         self.wide = _wide(shape, self.columns)
         self.tiles = -(-((self.rows - 1) * self.wide + self.columns) // TILE)
         block = self.pictures * self.needed * self.wide * WORDS * WORD_BYTES * self.parts
-        self.group = even(self.blocks, max(1, self.machine.cache // block))
+        self.group = even(self.blocks, max(1, self.machine.cache * tiling.cache // 8 // block))
         self.groups = -(-self.blocks // self.group)
-        self.chunk = even(self.group, CHUNK)
+        self.chunk = even(self.group, tiling.chunk)
         self.each = -(-self.panels // self.shares)
 
     def body(self) -> None:
@@ -231,6 +247,7 @@ def tile_conv2d(
     activation: str | None = None,
     results: int = 1,
     widths: Sequence[int] = (),
+    tiling: Tiling = Tiling(),
 ) -> tirx.PrimFunc:
     """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO].
 
@@ -239,7 +256,7 @@ def tile_conv2d(
 
     w is in panels of float32, or of one part in what ``pack_words`` makes of them.
     """
-    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results, widths).body)
+    return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results, widths, tiling).body)
 
 
 def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import tvm
 from tvm import relax, tirx
@@ -16,6 +17,16 @@ from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.plan import KERNEL, Added, Entry, Fused, Plan
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.registry import find
+from compiler.kernels.tunable import make
+
+BY_RECORD = " by record"  # behind the name of a kernel whose tiling a record chose
+
+
+class Tilings(Protocol):
+    """Whoever knows what to choose of the kernels that can be tuned."""
+
+    def choose(self, function: str, plan: Plan, call: relax.Call) -> dict[str, int]:
+        """Return what to choose of a kernel that ``function`` calls; nothing leaves it as it is."""
 
 
 @dataclass
@@ -202,12 +213,13 @@ class _Matcher:
 
 @mutator
 class _Dispatcher(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, machine: Machine) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine, tilings: Tilings | None, used: set[str]) -> None:
         super().__init__(module)
         self.machine = machine
         self.matches: dict[relax.Var, _Match] = {}
         self.absorbed: set[relax.Var] = set()
         self.kernels: dict[tuple, tvm.ir.GlobalVar] = {}
+        self.tilings, self.used, self.function = tilings, used, ""
 
     def visit_var_binding_(self, binding: relax.VarBinding) -> None:
         if binding.var in self.absorbed:
@@ -222,7 +234,7 @@ class _Dispatcher(PyExprMutator):
         fused = Fused(added, match.activation, match.upsample, match.results, joined)
         plan = match.entry.plan(call, fused, self.machine)
         outputs = [relax.TensorType(plan.output, plan.dtype)] * plan.results
-        result = self.builder_.emit(relax.call_tir(self._kernel(plan), plan.operands(self.builder_), outputs))
+        result = self.builder_.emit(relax.call_tir(self._kernel(plan, call), plan.operands(self.builder_), outputs))
         if plan.results == 1:
             final = self._reshaped(result, static_shape(binding.var))
         else:
@@ -237,11 +249,17 @@ class _Dispatcher(PyExprMutator):
     def _reshaped(self, value: relax.Var, shape: list[int]) -> relax.Var:
         return value if static_shape(value) == shape else self.builder_.emit(relax.op.reshape(value, shape))
 
-    def _kernel(self, plan: Plan) -> tvm.ir.GlobalVar:
+    def _kernel(self, plan: Plan, call: relax.Call) -> tvm.ir.GlobalVar:
         """Add the kernel's function to the module, once for equal arguments."""
         key = (plan.name, plan.arguments)
+        chosen = {} if self.tilings is None else self.tilings.choose(self.function, plan, call)
         if key not in self.kernels:
-            function: tirx.PrimFunc = plan.make(*plan.arguments).with_attr(KERNEL, plan.name)
+            function: tirx.PrimFunc
+            if chosen:
+                self.used.add("tuned")
+                function = make(plan.name, plan.arguments, chosen).with_attr(KERNEL, plan.name + BY_RECORD)
+            else:
+                function = plan.make(*plan.arguments).with_attr(KERNEL, plan.name)
             self.kernels[key] = self.builder_.add_func(function, f"{plan.name}_{len(self.kernels)}")
         return self.kernels[key]
 
@@ -250,18 +268,20 @@ class _Dispatcher(PyExprMutator):
 class Dispatch:
     """Replace what the registry's kernels take; operators of disabled optimisations stay for phase 3.
 
-    ``used`` receives the names of the optimisations that were of use.
+    ``used`` receives the names of the optimisations that were of use; ``tilings`` choose for kernels that can be tuned.
     """
 
-    def __init__(self, machine: Machine, on: dict[str, bool], used: set[str]) -> None:
+    def __init__(self, machine: Machine, on: dict[str, bool], used: set[str], tilings: Tilings | None = None) -> None:
         self.machine, self.on, self.used = machine, on, used
+        self.tilings = tilings if on["tuned"] else None
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
-        dispatcher = _Dispatcher(module, self.machine)
+        dispatcher = _Dispatcher(module, self.machine, self.tilings, self.used)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
                 matcher = _Matcher(function, self.machine, self.on, self.used)
                 matcher.run()
                 dispatcher.matches, dispatcher.absorbed = matcher.matches, matcher.absorbed
+                dispatcher.function = variable.name_hint
                 dispatcher.builder_.update_func(variable, dispatcher.visit_expr(function))
         return dispatcher.builder_.get()

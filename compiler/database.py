@@ -1,0 +1,205 @@
+"""Look after tuning records: what is there and what it is worth, and keep, join or hand on the best of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tvm.s_tir.meta_schedule.database import Workload
+from tvm.target import Target
+
+from compiler.kernels.tunable import decode
+from compiler.lock import locked
+from compiler.records import RECORDS, SET_ASIDE, WORKLOADS, Chosen, Info, Key, Records, Writer, read, read_info
+from compiler.reference import agrees
+from compiler.target import Cpu, resolve_target
+from runtime.artifact import Artifact
+from utils import units
+from utils.command_line import flag, parse
+from utils.errors import UserError, choose, run_script
+from utils.progress import progress, say
+
+COMMANDS = ("status", "merge", "prune", "check", "export")
+EXAMPLES = """
+  python -m compiler.database status                                what is there, and its gain
+  python -m compiler.database status --artifacts-dir artifacts      and how much of an artifact's time records cover
+  python -m compiler.database merge --source ../theirs/scheduler_db
+  python -m compiler.database prune                                 keep the best of each task, and the kernel as it is
+  python -m compiler.database check                                 compute the best of each task, against NumPy
+  python -m compiler.database export --json records.json
+"""
+
+
+@dataclass(frozen=True)
+class DatabaseConfig:
+    """What ``python -m compiler.database`` works on."""
+
+    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
+    artifacts_dir: Path | None = flag(None, "status: also the coverage of this artifact")
+    source: Path | None = flag(None, "merge: the other database")
+    json: Path | None = flag(None, "export: file to write (default: standard output)", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        for name, folder in (("--database-dir", self.database_dir), ("--source", self.source)):
+            if folder is not None and not folder.is_dir():
+                raise UserError(f"{name} {folder}: no such folder; build.py --tune-minutes makes one")
+
+
+def _targets(database: Path) -> Iterator[tuple[Path, Info, Records]]:
+    for folder in sorted(path for path in database.iterdir() if (path / RECORDS).is_file()):
+        info = read_info(folder)
+        if info is None:
+            say(f"{folder.name}: left out, its info.json can't be read")
+        else:
+            yield folder, info, read(folder)
+
+
+def _kept(records: Records, key: Key) -> list[tuple[Chosen, float]]:
+    """Return the kernel as it is and the best choice, with their seconds."""
+    own, best = records.time(key, {}), records.best(key)
+    found: list[tuple[Chosen, float]] = [] if own is None else [({}, own)]
+    return found if best is None or not best[0] else [*found, best]
+
+
+def status(config: DatabaseConfig) -> None:
+    """Print what each target has, and what the best is against the kernels as they are."""
+    for folder, info, records in _targets(config.database_dir):
+        damaged = f", {records.damaged} damaged lines" if records.damaged else ""
+        print(
+            f"{folder.name}: {len(records.seconds)} tasks, {len(records)} measurements{damaged}; {info.device}, "
+            f"{info.cores} cores, TVM {info.tvm}, {info.begun} to {info.updated}, {info.minutes:.0f} minutes"
+        )
+        ratios = []
+        for key in records.seconds:
+            own, best = records.time(key, {}), records.best(key)
+            if own is not None and best is not None:
+                ratios.append(min(1.0, best[1] / own))
+        if ratios:
+            faster = sum(ratio < 1 for ratio in ratios)
+            print(f"  {faster} tasks faster than the kernel as it is; best / as it is: {_spread(ratios)}")
+    if config.artifacts_dir is not None:
+        for name, component in Artifact(config.artifacts_dir).manifest.components.items():
+            shares = {"record": 0.0, "kernel of ours": 0.0, "rule": 0.0}
+            for origin, share in component.time_share.items():
+                kind = "record" if origin.endswith(" by record") else origin
+                shares[kind if kind in shares else "kernel of ours"] += share if origin != "other" else 0.0
+            print(f"{name}: " + ", ".join(f"{kind} {share:.1%}" for kind, share in shares.items()))
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"median {statistics.median(ratios):.3f}, from {min(ratios):.3f} to {max(ratios):.3f}"
+
+
+def merge(config: DatabaseConfig) -> None:
+    """Take over the best of each task of another database, and the kernel as it is."""
+    if config.source is None:
+        raise UserError("merge needs --source, the other database")
+    for folder, info, records in _targets(config.source):
+        own = config.database_dir / folder.name
+        with locked("--database-dir", own, "tunes", "wait for it"):
+            writer, taken = Writer(config.database_dir, _cpu_of(folder), info), 0
+            modules = _modules(folder)
+            for key in records.seconds:
+                for chosen, seconds in _kept(records, key):
+                    before = writer.records.time(key, chosen)
+                    if before is None or seconds < before:
+                        writer.commit(key, modules[key].mod, chosen, [seconds])
+                        taken += 1
+            writer.close(info.minutes)
+        print(f"{folder.name}: {taken} measurements taken over")
+
+
+def _cpu_of(folder: Path) -> Cpu:
+    """Return the target that the records of a folder were measured for."""
+    lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
+    return replace(resolve_target("llvm"), target=Target(json.loads(lines[0])[1][2]))
+
+
+def _modules(folder: Path) -> dict[Key, Workload]:
+    lines = (folder / WORKLOADS).read_text(encoding="utf-8").splitlines()
+    return {key: Workload.from_json(json.loads(lines[index])) for index, key in read(folder).workloads.items()}
+
+
+def prune(config: DatabaseConfig) -> None:
+    """Keep the best of each task and the kernel as it is; damaged lines go."""
+    for folder, info, records in _targets(config.database_dir):
+        with locked("--database-dir", folder, "tunes", "wait for it"):
+            modules, aside = _modules(folder), config.database_dir / f".{folder.name}-{os.getpid()}"
+            writer = Writer(aside, _cpu_of(folder), info)
+            for key in records.seconds:
+                for chosen, seconds in _kept(records, key):
+                    writer.commit(key, modules[key].mod, chosen, [seconds])
+            for name in (WORKLOADS, RECORDS):
+                (writer.folder / name).replace(folder / name)
+                (folder / f"{name}{SET_ASIDE}").unlink(missing_ok=True)
+            for path in (*writer.folder.iterdir(), writer.folder, aside):
+                path.unlink() if path.is_file() else path.rmdir()
+        print(f"{folder.name}: {len(writer.records)} of {len(records)} measurements kept")
+
+
+def check(config: DatabaseConfig) -> None:
+    """Compute the best of each task and compare it with NumPy.
+
+    Raises:
+        UserError: a result is wrong; the task is named.
+    """
+    cpu: Cpu = resolve_target("llvm")
+    for folder, _, records in _targets(config.database_dir):
+        wrong = []
+        for key in progress(list(records.seconds), folder.name):
+            best = records.best(key)
+            if best is not None and not agrees(key[0], decode(key[1]), best[0], cpu.target):
+                wrong.append(f"{key[0]} {key[1]} with {best[0]}")
+        if wrong:
+            raise UserError(
+                f"{folder}: {len(wrong)} of {len(records.seconds)} tasks compute a wrong result: {wrong[0]}"
+            )
+        print(f"{folder.name}: the best of {len(records.seconds)} tasks agree with NumPy")
+
+
+def export(config: DatabaseConfig) -> None:
+    """Write the best of each task as JSON."""
+    targets = {
+        folder.name: {
+            "info": asdict(info),
+            "tasks": [
+                {
+                    "kernel": name,
+                    "arguments": json.loads(arguments),
+                    "tiling": {} if best is None else best[0],
+                    "seconds": None if best is None else best[1],
+                    "seconds_as_it_is": records.time((name, arguments), {}),
+                }
+                for name, arguments in records.seconds
+                for best in [records.best((name, arguments))]
+            ],
+        }
+        for folder, info, records in _targets(config.database_dir)
+    }
+    text = json.dumps(targets, indent=1) + "\n"
+    if config.json is None:
+        sys.stdout.write(text)
+    else:
+        config.json.write_text(text, encoding="utf-8")
+        print(f"wrote {config.json} ({units.size(len(text))})")
+
+
+def main(argv: list[str]) -> None:
+    """Do what the first word says."""
+    description = f"{__doc__}\n\ncommands: {', '.join(COMMANDS)}"
+    if not argv or argv[0].startswith("-"):
+        parse(DatabaseConfig, argv, description, EXAMPLES)  # --help ends here
+        raise UserError(f"name a command: {', '.join(COMMANDS)}")
+    command = choose("command", argv[0], COMMANDS)
+    {"status": status, "merge": merge, "prune": prune, "check": check, "export": export}[command](
+        parse(DatabaseConfig, argv[1:], description, EXAMPLES)
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

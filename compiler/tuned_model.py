@@ -1,0 +1,40 @@
+"""From the flags to a tuner: the tasks of all components of a checkpoint, and the database that records go to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compiler.lock import locked
+from compiler.measure import Workshop
+from compiler.optimisations import enabled
+from compiler.records import Writer, target_name
+from compiler.target import require_runs_here, resolve_target
+from compiler.tasks import Task, tasks
+from compiler.tuning import tune
+from models.checkpoint import load_checkpoint
+from models.components import components
+from runtime.engine import set_num_threads
+from utils.config import BuildConfig
+
+
+def tune_model(config: BuildConfig) -> None:
+    """Tune the kernels of the model that ``config`` describes, for as long as it says.
+
+    Raises:
+        UserError: the checkpoint can't be read, the database can't be written, or somebody else tunes into it.
+    """
+    cpu = resolve_target(config.target, config.dtype)
+    require_runs_here(cpu)
+    cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
+    folder = config.database_dir / target_name(cpu)
+    with locked("--database-dir", folder, "tunes", "wait for it, or name another folder"):
+        writer = Writer(config.database_dir, cpu)
+        checkpoint = load_checkpoint(config.model)
+        size = checkpoint.size(config.height, config.width)
+        found: dict[tuple[str, str], Task] = {}
+        for part in components(checkpoint, *size, config.batch_size, config.merging):
+            for task in tasks(part, cpu, enabled(config.disable, config.dtype)):
+                before = found.get(task.key)
+                found[task.key] = task if before is None else replace(task, calls=task.calls + before.calls)
+        with Workshop(cpu.target, set_num_threads(config.num_threads)) as workshop:
+            tune(list(found.values()), writer, workshop, config.tune_minutes, config.tune_trials)
