@@ -21,7 +21,8 @@ from runtime.quality import psnr
 from utils.cpu import permit_tiles
 
 ROWS = 64  # rows of the result that are compared, from its beginning, middle and end
-FLOOR = {1: 35.0, 2: 60.0}  # dB, by bfloat16 parts: the gates of a component
+FLOOR = {True: 35.0, False: 60.0}  # dB, whether numbers are rounded to bfloat16: the gates of a component
+ROUNDED = ("tile_conv2d", "tile_matmul", "tile_attention")
 
 Case = tuple[list[np.ndarray], Callable[[np.ndarray], np.ndarray], list[tuple[int, ...]]]
 
@@ -45,24 +46,22 @@ def _activated(x: np.ndarray, name: str | None) -> np.ndarray:
 
 
 def _panels(weight: np.ndarray, machine: Machine, gated: bool) -> np.ndarray:
-    """Pack [rows, columns] as the kernel takes it: panels of float32, or words of bfloat16 where one part is enough."""
+    """Pack [rows, columns] as panels [panels, rows, panel]; a gated one holds a vector of values and their gates."""
     rows, columns = weight.shape
-    lanes = machine.lanes
     if gated:
-        packed = (
-            weight.reshape(rows, 2, columns // 2 // lanes, lanes).transpose(2, 0, 1, 3).reshape(-1, rows, 2 * lanes)
-        )
-    else:
-        count = -(-columns // machine.panel)
-        packed = np.zeros((rows, count * machine.panel), np.float32)
-        packed[:, :columns] = weight
-        packed = packed.reshape(rows, count, machine.panel).transpose(1, 0, 2)
-    if machine.parts != 1:
-        return np.ascontiguousarray(packed)
+        vectors = weight.reshape(rows, 2, columns // 2 // machine.lanes, machine.lanes).transpose(2, 0, 1, 3)
+        return np.ascontiguousarray(vectors.reshape(-1, rows, machine.panel))
+    count = -(-columns // machine.panel)
+    padded = np.zeros((rows, count * machine.panel), np.float32)
+    padded[:, :columns] = weight
+    return np.ascontiguousarray(padded.reshape(rows, count, machine.panel).transpose(1, 0, 2))
+
+
+def _words(panels: np.ndarray) -> np.ndarray:
+    """Round panels to bfloat16 and pair the numbers k and k + 16 of each block."""
     half = BLOCK // 2
-    bits = ((np.ascontiguousarray(packed).view(np.uint32) + np.uint32(0x8000)) >> 16).reshape(
-        len(packed), -1, 2, half, 2, lanes
-    )
+    bits = (panels.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)
+    bits = bits.reshape(len(panels), -1, 2, half, 2, half)  # panel, block, half, pair, side, column
     return np.ascontiguousarray((bits[:, :, 0] | bits[:, :, 1] << np.uint32(16)).transpose(0, 1, 3, 2, 4))
 
 
@@ -100,7 +99,26 @@ def _convolution(
     return [*parts, _panels(weight, machine, gated), *added], rows_of, [output] * results
 
 
-def _attention(random: np.random.Generator, shape: AttentionShape, _machine: Machine) -> Case:
+def _tiled(
+    random: np.random.Generator, shape: ConvShape, operand_rows: tuple[int, ...], machine: Machine, *others: Any
+) -> Case:
+    inputs, rows_of, outputs = _convolution(random, shape, operand_rows, machine, *others)
+    place = -1 - len(operand_rows)
+    if machine.parts == 1:
+        inputs[place] = _words(inputs[place])
+    return inputs, rows_of, outputs
+
+
+def _multiply(
+    random: np.random.Generator, m: int, k: int, n: int, operand_rows: tuple[int, ...], machine: Machine, *others: Any
+) -> Case:
+    shape = ConvShape(1, m, 1, k, n, (1, 1), (1, 1), (0, 0, 0, 0))
+    parts, rows_of, outputs = _convolution(random, shape, operand_rows, machine, *others)
+    sources = len(parts) - 1 - len(operand_rows)
+    return [*(part.reshape(m, -1) for part in parts[:sources]), *parts[sources:]], rows_of, outputs
+
+
+def _attention(random: np.random.Generator, shape: AttentionShape, *_registers: Any) -> Case:
     size = {"queries": shape.size, "keys": shape.size, "values": shape.value_size}
     q = _normal(random, shape.batch, shape.queries, shape.heads, size["queries"])
     k = _normal(random, shape.batch, shape.keys, shape.heads, size["keys"])
@@ -137,9 +155,13 @@ def _group_norm(
 
 
 CASES: dict[str, Callable[..., Case]] = {
-    "tile_conv2d": _convolution,
-    "tile_matmul": _convolution,
+    "tile_conv2d": _tiled,
+    "tile_matmul": _tiled,
+    "matmul": _multiply,
+    "conv2d": lambda random, *arguments: _convolution(random, *arguments[:3]),
+    **{f"winograd_{m}": lambda random, *arguments: _convolution(random, *arguments[:3]) for m in (2, 4, 6)},
     "tile_attention": _attention,
+    "flash_attention": _attention,
     "group_norm": _group_norm,
 }
 
@@ -150,7 +172,6 @@ def agrees(
     """Tell whether a kernel with what was chosen computes on random numbers what NumPy does in float64."""
     permit_tiles()
     set_num_threads(None)
-    machine = next(value for value in arguments if isinstance(value, Machine))
     inputs, rows_of, outputs = CASES[name](np.random.default_rng(seed), *arguments)
     function = make(name, arguments, chosen).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": function}), target=target)
@@ -159,5 +180,5 @@ def agrees(
     whole = np.concatenate([result.numpy().reshape(-1, result.shape[-1]) for result in results], axis=1)
     count = min(ROWS, len(whole))
     rows = np.unique(np.linspace(0, len(whole) - 1, count).astype(int))
-    floor = FLOOR[machine.parts if name != "group_norm" else 2]
-    return bool(np.isfinite(whole).all()) and psnr(rows_of(rows), whole[rows]) >= floor
+    rounded = any(isinstance(value, Machine) and value.parts == 1 for value in arguments) and name in ROUNDED
+    return bool(np.isfinite(whole).all()) and psnr(rows_of(rows), whole[rows]) >= FLOOR[rounded]

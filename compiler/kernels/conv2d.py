@@ -16,10 +16,19 @@ from tvm import tirx
 
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size, tiles
 
 SMALL_ROWS = 32  # rows of the picture up to which tasks are panels
 ENOUGH_PANELS = 8
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Pixels of a register tile at most, and whether a task is a panel (1) or a row of the picture (2)."""
+
+    pixels: int = choice(0, 4, 6, 8, 10, 14)
+    task: int = choice(0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,11 @@ class ConvShape:
 
 
 class _Conv2d:
-    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine) -> None:
-        self.shape, self.machine = shape, machine
+    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, tiling: Tiling) -> None:
+        self.shape, self.machine, self.tiling = shape, machine, tiling
         self.rows, self.columns = shape.result
         self.panels = -(-shape.outputs // machine.panel)
-        self.tile = tile_size(self.columns, machine.rows)
+        self.tile = tile_size(self.columns, tiling.pixels or machine.rows)
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
 
     def body(self) -> None:
@@ -88,6 +97,7 @@ class _Conv2d:
         if any(s.padding):
             self._pad()
         by_panel = self.panels >= ENOUGH_PANELS and self.rows <= SMALL_ROWS
+        by_panel = by_panel if self.tiling.task == 0 else self.tiling.task == 1
         rows = s.batch * self.rows
         with T.parallel(self.panels if by_panel else rows) as outer:
             with T.serial(rows if by_panel else self.panels) as inner:
@@ -131,6 +141,6 @@ class _Conv2d:
         registers.write(count, lambda pixel: start + pixel, panel, self.epilogue)
 
 
-def conv2d(shape: ConvShape, operand_rows: Sequence[int], machine: Machine) -> tirx.PrimFunc:
+def conv2d(shape: ConvShape, operand_rows: Sequence[int], machine: Machine, tiling: Tiling = Tiling()) -> tirx.PrimFunc:
     """Return the convolution as a function of x [N, H, W, CI], packed w, the epilogue's operands and y [pixels, CO]."""
-    return prim_func(_Conv2d(shape, operand_rows, machine).body)
+    return prim_func(_Conv2d(shape, operand_rows, machine, tiling).body)

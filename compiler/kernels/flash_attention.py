@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size, tiles
 
 COLUMNS = 2  # vectors of queries in a block
@@ -42,19 +43,27 @@ class AttentionShape:
         return [self.batch, self.queries, self.heads, self.value_size]
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Keys a block, and query blocks a task, at most."""
+
+    keys: int = choice(KEY_BLOCK, 48, 72, 240, 480)
+    query_blocks: int = choice(QUERY_BLOCKS, 1, 2, 4, 16)
+
+
 class _FlashAttention:
     """Writes the statements of one kernel; the methods follow the order of the algorithm."""
 
-    def __init__(self, shape: AttentionShape, lanes: int, registers: int) -> None:
+    def __init__(self, shape: AttentionShape, lanes: int, registers: int, tiling: Tiling) -> None:
         self.shape = shape
         self.v = Vectors(lanes)
         self.width = COLUMNS * lanes
         self.tile = (registers - registers // 4) // COLUMNS  # accumulators leave a quarter for operands
         self.columns = [column * lanes for column in range(COLUMNS)]
         blocks = -(-shape.queries // self.width)
-        self.group = min(QUERY_BLOCKS, blocks)
+        self.group = min(tiling.query_blocks, blocks)
         self.groups = -(-blocks // self.group)
-        self.key_block = min(KEY_BLOCK, shape.keys)
+        self.key_block = min(tiling.keys, shape.keys)
 
     def body(self) -> None:
         """Declare the arguments [B, tokens, heads, size] and run one task per head and group of query blocks."""
@@ -180,6 +189,6 @@ class _FlashAttention:
                         T.buffer_store(self.out, value, [self.n, row, self.h, d])
 
 
-def flash_attention(shape: AttentionShape, lanes: int, registers: int) -> tirx.PrimFunc:
+def flash_attention(shape: AttentionShape, lanes: int, registers: int, tiling: Tiling = Tiling()) -> tirx.PrimFunc:
     """Return attention over float32 [B, tokens, heads, size] as a function of query, key, value and output."""
-    return prim_func(_FlashAttention(shape, lanes, registers).body)
+    return prim_func(_FlashAttention(shape, lanes, registers, tiling).body)

@@ -9,6 +9,7 @@ Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
@@ -16,10 +17,20 @@ from tvm import tirx
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.sources import Sources
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
 
 FEW_ROWS = 512  # below it weights weigh more than rows
 STRIPES = 2  # stripes of rows per core
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Rows of a register tile at most, whether a task is a panel (1) or a stripe of rows (2), and stripes per core."""
+
+    rows: int = choice(0, 6, 8, 10, 14)
+    task: int = choice(0, 1, 2)
+    stripes: int = choice(STRIPES, 1, 4, 8)
 
 
 class _Matmul:
@@ -33,11 +44,13 @@ class _Matmul:
         activation: str | None,
         results: int,
         widths: Sequence[int],
+        tiling: Tiling,
     ) -> None:
+        self.tiling = tiling
         self.m, self.k, self.n, self.machine = m, k, n, machine
         self.sources = Sources(widths or [k])
         self.panels = -(-n // machine.panel)
-        self.tile_rows = tile_size(m, machine.rows)
+        self.tile_rows = tile_size(m, tiling.rows or machine.rows)
         self.tiles = -(-m // self.tile_rows)
         self.epilogue = Epilogue(operand_rows, m, n, activation, results)
 
@@ -46,12 +59,13 @@ class _Matmul:
         self.sources.declare((self.m,))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
-        if self.m < FEW_ROWS and self.panels >= self.machine.cores:
+        by_panel = self.m < FEW_ROWS and self.panels >= self.machine.cores
+        if by_panel if self.tiling.task == 0 else self.tiling.task == 1:
             with T.parallel(self.panels) as panel:
                 with T.serial(self.tiles) as tile:
                     self._tile(tile, panel)
             return
-        stripes = min(self.tiles, STRIPES * self.machine.cores)
+        stripes = min(self.tiles, self.tiling.stripes * self.machine.cores)
         stripe_tiles = -(-self.tiles // stripes)
         kept = max(1, min(self.panels, self.machine.cache // 2 // (self.k * self.machine.panel * 4)))
         with T.parallel(stripes) as stripe:
@@ -97,6 +111,7 @@ def matmul(
     activation: str | None = None,
     results: int = 1,
     widths: Sequence[int] = (),
+    tiling: Tiling = Tiling(),
 ) -> tirx.PrimFunc:
     """Return X[m, k] W[k, n] + epilogue as a function of x, packed w, the epilogue's operands and its results.
 
@@ -104,4 +119,4 @@ def matmul(
     and the result is [m, n / 2]. Several results [m, n / results] share the columns evenly, in whole panels.
     With ``widths`` x is several arguments [m, widths[i]] side by side.
     """
-    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation, results, widths).body)
+    return prim_func(_Matmul(m, k, n, operand_rows, machine, activation, results, widths, tiling).body)

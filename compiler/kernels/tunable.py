@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm import tirx
 
-from compiler.kernels import group_norm, tile_attention, tile_conv2d
+from compiler.kernels import conv2d, flash_attention, group_norm, matmul, tile_attention, tile_conv2d, winograd
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.group_norm import GroupNormShape
@@ -32,6 +32,10 @@ TUNABLE = {
     "tile_conv2d": Tunable(tile_conv2d.tile_conv2d, tile_conv2d.Tiling),
     "tile_matmul": Tunable(tile_conv2d.tile_conv2d, tile_conv2d.Tiling),
     "tile_attention": Tunable(tile_attention.tile_attention, tile_attention.Tiling),
+    "matmul": Tunable(matmul.matmul, matmul.Tiling),
+    "conv2d": Tunable(conv2d.conv2d, conv2d.Tiling),
+    **{f"winograd_{m}": Tunable(winograd.winograd, winograd.Tiling) for m in (*winograd.OUTPUT_TILES, 6)},
+    "flash_attention": Tunable(flash_attention.flash_attention, flash_attention.Tiling),
     "group_norm": Tunable(group_norm.group_norm, group_norm.Tiling),
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import tvm.tirx.script.builder.ir as T
@@ -20,6 +21,7 @@ from tvm import tirx
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
+from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size
 
 POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
@@ -59,8 +61,18 @@ def matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
     return tuple([[float(x) for x in row] for row in matrix] for matrix in (a, g, b))  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """The m of F(m x m), register tiles of tiles in a group, and whether a task is a panel (1) or a group (2)."""
+
+    m: int = choice(0, *OUTPUT_TILES)
+    group: int = choice(GROUP_BLOCKS, 2, 4, 16)
+    task: int = choice(0, 1, 2)
+
+
 class _Winograd:
-    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int) -> None:
+    def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int, tiling: Tiling) -> None:
+        m = tiling.m or m
         self.shape, self.machine, self.m = shape, machine, m
         self.v = Vectors(machine.lanes)
         self.size = m + 2
@@ -71,8 +83,9 @@ class _Winograd:
         self.tiles = shape.batch * self.down * self.across
         self.panels = shape.outputs // machine.panel
         self.rows = tile_size(self.tiles, machine.rows)
-        self.few = self.tiles < GROUP_BLOCKS * self.rows * machine.cores
-        self.group = -(-self.tiles // self.rows) if self.few else GROUP_BLOCKS
+        few = self.tiles < tiling.group * self.rows * machine.cores
+        self.few = few if tiling.task == 0 else tiling.task == 1
+        self.group = -(-self.tiles // self.rows) if self.few else tiling.group
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
 
     def body(self) -> None:
@@ -281,7 +294,9 @@ def cheapest_tile(shape: ConvShape, machine: Machine) -> tuple[int, float]:
     return min(((m, _cost(shape, machine, m)) for m in OUTPUT_TILES), key=lambda choice: choice[1])
 
 
-def winograd(shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int) -> tirx.PrimFunc:
+def winograd(
+    shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int, tiling: Tiling = Tiling()
+) -> tirx.PrimFunc:
     """Return the convolution by F(m x m, 3 x 3) as a function of x [N, H, W, CI], w [CO / panel, 9 CI, panel], the
     epilogue's operands and y [pixels, CO]."""
-    return prim_func(_Winograd(shape, operand_rows, machine, m).body)
+    return prim_func(_Winograd(shape, operand_rows, machine, m, tiling).body)

@@ -5,12 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_runner import UNITS, machine, needs_unit, run_kernel, word_machine
+from small_component import CPU
 
+from compiler import reference
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.group_norm import GroupNormShape
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE, decode, encode, make
+from compiler.reference import agrees
 
 
 def drawn(name):
@@ -63,24 +66,61 @@ def test_group_norm(chosen, channels):
     np.testing.assert_allclose(tuned, own, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TUNABLE)
-def test_each_choice_changes_the_code(name):
-    """A choice that changes nothing would be measured for nothing; some do only at other sizes than these."""
-    unit = UNITS[-1] if UNITS else ("amx", 2)
-    machine_ = word_machine(unit)
-    arguments = {
-        "tile_conv2d": (ConvShape(1, 64, 160, 2560, 320, (3, 3), (1, 1), (1, 1, 1, 1)), (1,), machine_, None, 1, ()),
-        "tile_matmul": (ConvShape(1, 8192, 1, 5120, 320, (1, 1), (1, 1), (0, 0, 0, 0)), (1,), machine_, None, 1, ()),
-        "tile_attention": (AttentionShape(1, 3, 4096, 4096, 40, 40, 0.1, None), machine_),
-        "group_norm": (GroupNormShape(1, 4096, 320, 32, 1e-5), "silu", machine_, ()),
+def arguments_of(name, large):
+    """Return arguments of a kernel, of a size at which each choice matters or of a small one."""
+    machine_ = word_machine(UNITS[-1] if UNITS else ("amx", 2)) if name.startswith("tile") else machine(16, 32)
+    one, same, none = (1, 1), (1, 1, 1, 1), (0, 0, 0, 0)
+    conv = (
+        ConvShape(1, 64, 160, 2560, 320, (3, 3), one, same) if large else ConvShape(2, 9, 7, 64, 96, (3, 3), one, same)
+    )
+    rows, columns = (8192, 5120) if large else (77, 64)
+    picture = ConvShape(1, rows, 1, columns, 320, one, one, none)
+    tokens = 4096 if large else 90
+    attention = AttentionShape(1, 3, tokens, tokens, 40, 40, 0.1, None)
+    if name.startswith("winograd"):
+        return conv, (1,), machine_, int(name[-1])
+    return {
+        "tile_conv2d": (conv, (1,), machine_, None, 1, ()),
+        "tile_matmul": (picture, (1, rows), machine_, "geglu" if not large else None, 1, ()),
+        "tile_attention": (attention, machine_),
+        "matmul": (rows, columns, 320, (1,), machine_, "silu", 1, ()),
+        "conv2d": (conv, (1,), machine_),
+        "flash_attention": (attention, 16, 32),
+        "group_norm": (GroupNormShape(2, tokens, 320, 32, 1e-5), "silu", machine_, (192, 128)),
     }[name]
+
+
+KERNELS = [name for name in TUNABLE if UNITS or not name.startswith("tile")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_choice_changes_the_code(name):
+    """A choice that changes nothing would be measured for nothing."""
+    arguments = arguments_of(name, large=True)
     own = make(name, arguments, {}).script()
-    columns = {"tile_matmul": {"columns"}}.get(name, set())  # a multiply is a picture one pixel wide
+    idle = {"tile_matmul": {"columns"}}.get(name, set())  # a multiply is a picture one pixel wide
     for field, values in choices(TUNABLE[name].tiling).items():
-        if field not in columns:
+        if field not in idle:
             assert any(make(name, arguments, {field: value}).script() != own for value in values[1:]), field
     with pytest.raises(ValueError, match="no"):
         make(name, arguments, {next(iter(choices(TUNABLE[name].tiling))): 12345})
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_each_choice_agrees_with_numpy(name):
+    """And what is wrong does not: the check that \"check\" makes of a database."""
+    arguments = arguments_of(name, large=False)
+    space = choices(TUNABLE[name].tiling)
+    for chosen in ({}, *({field: values[1]} for field, values in space.items()), {f: v[-1] for f, v in space.items()}):
+        assert agrees(name, arguments, chosen, CPU.target), chosen
+
+
+def test_a_wrong_result_does_not_agree(monkeypatch):
+    arguments = arguments_of("matmul", large=False)
+    monkeypatch.setattr(
+        reference, "make", lambda name, given, chosen: make(name, (*given[:5], None, *given[6:]), chosen)
+    )
+    assert not agrees("matmul", arguments, {}, CPU.target)
 
 
 def test_arguments_as_text():
