@@ -29,7 +29,7 @@ def build(config: BuildConfig) -> Path:
     check_model(config.model)
     with locked("--output-dir", config.output_dir, "builds", "leave --no-wait out to wait" if config.no_wait else None):
         if config.tunes:
-            from compiler.tuned_model import tune_model
+            from compiler.tuning.model import tune_model
 
             tune_model(config)
         return _build(config)

@@ -16,10 +16,10 @@ from compiler.cache import Plan, place, share_parameters, store
 from compiler.facts import REST, versions
 from compiler.native import Native, compile_component
 from compiler.package import write_component
-from compiler.records import Records, usable
 from compiler.staging import staged
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.trace import trace
+from compiler.tuning.records import Records, usable
 from compiler.verify import verify
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.components import Component, components

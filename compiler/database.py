@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,9 +16,9 @@ from tvm.target import Target
 
 from compiler.kernels.tunable import decode
 from compiler.lock import locked
-from compiler.records import RECORDS, SET_ASIDE, WORKLOADS, Chosen, Info, Key, Records, Writer, read, read_info
-from compiler.reference import agrees
 from compiler.target import Cpu, resolve_target
+from compiler.tuning.records import RECORDS, SET_ASIDE, WORKLOADS, Chosen, Info, Key, Records, Writer, read, read_info
+from compiler.tuning.reference import agrees
 from runtime.artifact import Artifact
 from utils import units
 from utils.command_line import flag, parse
@@ -116,8 +117,11 @@ def merge(config: DatabaseConfig) -> None:
 
 def _cpu_of(folder: Path) -> Cpu:
     """Return the target that the records of a folder were measured for."""
-    lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
-    return replace(resolve_target("llvm"), target=Target(json.loads(lines[0])[1][2]))
+    here = resolve_target("llvm")
+    for line in (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError, IndexError):  # a damaged line
+            return replace(here, target=Target(json.loads(line)[1][2]))
+    return here
 
 
 def _modules(folder: Path) -> dict[Key, Workload]:

@@ -15,12 +15,23 @@ from tvm import relax
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 from written_module import written
 
-from compiler import records as module
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import encode
-from compiler.records import FAILED, INFO, RECORDS, SET_ASIDE, WORKLOADS, Writer, read, read_info, target_name, usable
-from compiler.tasks import workload
+from compiler.tuning import records as module
+from compiler.tuning.records import (
+    FAILED,
+    INFO,
+    RECORDS,
+    SET_ASIDE,
+    WORKLOADS,
+    Writer,
+    read,
+    read_info,
+    target_name,
+    usable,
+)
+from compiler.tuning.tasks import workload
 from utils.errors import UserError
 
 

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from kernel_runner import UNITS, machine, needs_unit, run_kernel, word_machine
 from small_component import CPU
 
-from compiler import reference
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.group_norm import GroupNormShape
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE, decode, encode, make
-from compiler.reference import agrees
+from compiler.tuning import reference
+from compiler.tuning.reference import agrees
 
 
 def drawn(name):

@@ -14,13 +14,13 @@ from test_records import KEY, TASKS, folder_of
 from compiler import measure
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE
-from compiler.measure import Workshop
 from compiler.native import compile_component
 from compiler.package import write_component
-from compiler.records import Writer, read
-from compiler.tasks import Task, tasks
 from compiler.trace import trace
-from compiler.tuning import PATIENCE, tune
+from compiler.tuning.measure import Workshop
+from compiler.tuning.records import Writer, read
+from compiler.tuning.search import PATIENCE, tune
+from compiler.tuning.tasks import Task, tasks
 from compiler.verify import verify
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers can't import the tests

@@ -63,7 +63,7 @@ def _annotation(folder, index):
     """Return the annotation that chooses the second value of the first field of a task's kernel."""
     from compiler.kernels.tiling import choices
     from compiler.kernels.tunable import TUNABLE
-    from compiler.records import read
+    from compiler.tuning.records import read
 
     (database,) = (path.parent for path in (folder / "db").glob("*/info.json"))
     name, _ = read(database).workloads[index]

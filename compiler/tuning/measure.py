@@ -15,7 +15,7 @@ from tvm.s_tir.meta_schedule.arg_info import ArgInfo
 from tvm.support.popen_pool import PopenPoolExecutor, StatusKind
 
 from compiler.kernels.tunable import decode, make
-from compiler.records import Chosen, Key
+from compiler.tuning.records import Chosen, Key
 from runtime.engine import set_num_threads
 from utils.config import ROOT
 from utils.cpu import available_cores, permit_tiles

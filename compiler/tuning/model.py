@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.lock import locked
-from compiler.measure import Workshop
 from compiler.optimisations import enabled
-from compiler.records import Writer, target_name
 from compiler.target import require_runs_here, resolve_target
-from compiler.tasks import Task, tasks
-from compiler.tuning import tune
+from compiler.tuning.measure import Workshop
+from compiler.tuning.records import Writer, target_name
+from compiler.tuning.search import tune
+from compiler.tuning.tasks import Task, tasks
 from models.checkpoint import load_checkpoint
 from models.components import components
 from runtime.engine import set_num_threads

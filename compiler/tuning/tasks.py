@@ -12,9 +12,9 @@ from tvm import relax, tirx
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import TUNABLE, encode
 from compiler.pipeline import optimise
-from compiler.records import ARGUMENTS, NAME, Chosen, Key
 from compiler.target import Cpu
 from compiler.trace import trace
+from compiler.tuning.records import ARGUMENTS, NAME, Chosen, Key
 from models.components import Component
 
 STEPS = 20  # of a picture: how often it calls a function some of whose inputs stay the same over it

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE
-from compiler.measure import Workshop
-from compiler.records import FAILED, Chosen, Writer
-from compiler.tasks import Task
+from compiler.tuning.measure import Workshop
+from compiler.tuning.records import FAILED, Chosen, Writer
+from compiler.tuning.tasks import Task
 from utils import units
 from utils.progress import progress, say
 
