@@ -11,12 +11,12 @@ import pytest
 from small_component import ALL_ON, CPU, block_component, load
 from test_records import KEY, TASKS, folder_of
 
-from compiler import measure
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE
 from compiler.native import compile_component
 from compiler.package import write_component
 from compiler.trace import trace
+from compiler.tuning import measure
 from compiler.tuning.measure import Workshop
 from compiler.tuning.records import Writer, read
 from compiler.tuning.search import PATIENCE, tune
