@@ -76,3 +76,18 @@ def test_a_second_build_takes_no_time_and_the_unet_alone_is_rebuilt(sd15: Path, 
     said = good_script("build.py", *flags, timeout=1800).stdout
     assert "unet: to be built" in said
     assert all(f"{name}: unchanged, taken from the cache" in said for name in ("text_encoder", "vae_decoder"))
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_odd_shapes_take_the_same_kernels(sd15: Path, tmp_path: Path, good_script, batch: int) -> None:
+    """328x520 is a latent of 41x65; with and without guidance, in batches: tails are no reason for a plain loop."""
+    flags = ("--height", 328, "--width", 520, "--batch-size", batch, "--output-dir", tmp_path / "odd")
+    good_script("build.py", "--model", "random:sd15", *flags, "--enable-cache", 0, timeout=1800)
+    usual, odd = (
+        json.loads((folder / "manifest.json").read_text())["components"] for folder in (sd15, tmp_path / "odd")
+    )
+    for name, part in odd.items():
+        assert set(part["psnr"]) == set(usual[name]["psnr"]) and min(part["psnr"].values()) >= 60
+        assert part["time_share"].get("rule", 0.0) < 0.03, part["time_share"]
+        assert set(part["time_share"]) <= {*usual[name]["time_share"], "conv2d", "matmul"}
