@@ -7,9 +7,13 @@ import torch
 import tvm
 from torch import nn
 
+from compiler.kernels.plan import Plan
+from compiler.kernels.tiling import choices
+from compiler.kernels.tunable import TUNABLE
 from compiler.native import compile_component
 from compiler.optimisations import enabled
 from compiler.package import write_component
+from compiler.passes.dispatch import Tilings
 from compiler.pipeline import optimise
 from compiler.target import Cpu, resolve_target
 from compiler.trace import trace
@@ -76,9 +80,21 @@ def block_component(seed: int = 0) -> Component:
     return Component("block", module, (function("pair", 2), function("single", 1)))
 
 
-def after(component: Component, phase: str, disable: str = "", cpu: Cpu = CPU) -> tvm.IRModule:
+class AnotherTiling:
+    """Chooses the second value of the first field of whatever can be tuned, in the place of records."""
+
+    def choose(self, _function: str, plan: Plan, _call: object) -> dict[str, int]:
+        if plan.name not in TUNABLE:
+            return {}
+        field, values = next(iter(choices(TUNABLE[plan.name].tiling).items()))
+        return {field: values[1]}
+
+
+def after(
+    component: Component, phase: str, disable: str = "", cpu: Cpu = CPU, tilings: Tilings | None = None
+) -> tvm.IRModule:
     """Return the module of ``component`` after a phase of the pipeline."""
-    return dict(optimise(trace(component).module, cpu, enabled(disable), None, set()))[phase]
+    return dict(optimise(trace(component).module, cpu, enabled(disable), None, set(), tilings))[phase]
 
 
 def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.File) -> artifact.Manifest:

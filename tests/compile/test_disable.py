@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from small_component import CPU, WITHOUT_UNIT, after, block_component, parity
+from small_component import CPU, WITHOUT_UNIT, AnotherTiling, after, block_component, parity
 
 from compiler.optimisations import ALL, OPTIMISATIONS, enabled
 from utils.errors import UserError
@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 def code(disable, cpu=CPU):
     """Return the text of the block's module as it goes to LLVM."""
-    return after(block_component(), "rest", disable, cpu).script()
+    return after(block_component(), "rest", disable, cpu, AnotherTiling()).script()
 
 
 @pytest.fixture(scope="module")
