@@ -70,8 +70,9 @@ def block_component(seed: int = 0) -> Component:
     """Return ``Block`` with random weights and two functions, of batch 2 and 1."""
     random = torch.Generator().manual_seed(seed)
     module = Block().eval().requires_grad_(False)
+    spread = {"q.weight": 0.9, "k.weight": 0.9, "join.weight": 0.1, "shortcut.weight": 0.1}
     for name, parameter in module.named_parameters():
-        parameter.normal_(std=0.9 if name in ("q.weight", "k.weight") else 0.3, generator=random)
+        parameter.normal_(std=spread.get(name, 0.3), generator=random)
 
     def function(name: str, batch: int) -> Function:
         x, t = torch.randn(batch, 9, 14, 9, generator=random), torch.randn(batch, 5, generator=random)
