@@ -102,6 +102,11 @@ class BuildConfig:
     database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
     tune_minutes: float = flag(0.0, "minutes to tune the kernels first; 0: none")
     tune_trials: int = flag(0, "candidates to measure at most; 0: no limit but --tune-minutes")
+    tracker: str | None = flag(
+        None,
+        "RPC tracker on whose servers candidates are timed; these run whatever they are sent",
+        metavar="HOST:PORT",
+    )
     num_threads: int | None = flag(None, "threads of tuning and parity check (default: the physical cores)")
     enable_cache: int = flag(1, "1: take components again that nothing changed for; 0: build all")
     no_wait: bool = flag(False, "fail at once where another build writes to the same folder, rather than wait for it")
@@ -119,6 +124,8 @@ class BuildConfig:
             raise UserError(f"--database-dir {self.database_dir} is a file; name a folder")
         _check_range("--tune-minutes", self.tune_minutes, 0, MAX_MINUTES)
         _check_range("--tune-trials", self.tune_trials, 0, MAX_TRIALS)
+        if self.tracker is not None and not self.tunes:
+            raise UserError("--tracker does nothing without --tune-minutes or --tune-trials; add one of them")
         _check_range("--num-threads", self.num_threads, 1, 1024)
         choose("--enable-cache", str(self.enable_cache), ("0", "1"))
         _check_writable("--output-dir", self.output_dir)

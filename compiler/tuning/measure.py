@@ -6,13 +6,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tvm
 from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-from tvm.support.popen_pool import PopenPoolExecutor, StatusKind
+from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
 from compiler.kernels.tunable import decode, make
 from compiler.tuning.records import Chosen, Key
@@ -21,9 +22,10 @@ from utils.config import ROOT
 from utils.cpu import available_cores, permit_tiles
 
 BUILD_SECONDS, RUN_SECONDS = 60, 20  # after which a candidate counts as hanging
-REPEATS, LEAST_SECONDS = 5, 0.02  # runs of a candidate, more of a short one
+REPEATS, MOST_REPEATS, LEAST_SECONDS = 5, 50, 0.02  # runs of a candidate, more of a short one
 
 Argument = tuple[str, tuple[int, ...]]  # dtype and shape
+Timed = tuple[Chosen, list[float] | str]  # seconds, or in one line why there are none
 
 
 def build(key: Key, chosen: Chosen, target: tvm.target.Target, path: Path) -> list[Argument]:
@@ -43,26 +45,29 @@ def random_array(dtype: str, shape: Sequence[int], random: np.random.Generator) 
     return random.standard_normal(shape, np.float32)
 
 
-def run(path: Path, arguments: list[Argument], threads: int) -> list[float]:
-    """Return seconds of several runs, each with cold caches, as between the other kernels of a model; in a worker.
+def timed(library: tvm.runtime.Module, device: tvm.runtime.Device, arguments: list[Argument]) -> list[float]:
+    """Return seconds of several runs, each with cold caches, as between the other kernels of a model.
 
     Raises:
         ValueError: a result is NaN or infinite.
     """
-    permit_tiles()
-    set_num_threads(threads)
     random = np.random.default_rng(0)
-    tensors = [tvm.runtime.tensor(random_array(dtype, shape, random)) for dtype, shape in arguments]
-    library = tvm.runtime.load_module(str(path))
+    tensors = [tvm.runtime.tensor(random_array(dtype, shape, random), device) for dtype, shape in arguments]
     library["main"](*tensors)
-    if not all(
-        np.isfinite(t.numpy()).all() for t, (dtype, _) in zip(tensors, arguments, strict=True) if dtype != "uint32"
-    ):
+    numbers = (t.numpy() for t, (dtype, _) in zip(tensors, arguments, strict=True) if dtype == "float32")
+    if not all(np.isfinite(values).all() for values in numbers):
         raise ValueError("the result is not finite")
     flush = {"f_preproc": "cache_flush_cpu_non_first_arg"}
-    once = library.time_evaluator("main", tvm.cpu(), number=1, repeat=2, **flush)(*tensors).results[-1]
-    repeat = min(50, max(REPEATS, round(LEAST_SECONDS / once)))
-    return list(library.time_evaluator("main", tvm.cpu(), number=1, repeat=repeat, **flush)(*tensors).results)
+    once = library.time_evaluator("main", device, number=1, repeat=2, **flush)(*tensors).results[-1]
+    repeat = min(MOST_REPEATS, max(REPEATS, round(LEAST_SECONDS / once)))
+    return list(library.time_evaluator("main", device, number=1, repeat=repeat, **flush)(*tensors).results)
+
+
+def run(path: Path, arguments: list[Argument], threads: int) -> list[float]:
+    """Time the candidate in ``path``, see ``timed``; runs in a worker."""
+    permit_tiles()
+    set_num_threads(threads)
+    return timed(tvm.runtime.load_module(str(path)), tvm.cpu(), arguments)
 
 
 @contextmanager
@@ -82,11 +87,11 @@ def _importable() -> Iterator[None]:
 class Workshop:
     """Processes that build, all cores at once, and one that times, with nothing beside it."""
 
-    def __init__(self, target: tvm.target.Target, threads: int) -> None:
-        self.target, self.threads = target, threads
+    def __init__(self, target: tvm.target.Target, threads: int, runners: int = 1, seconds: float = RUN_SECONDS) -> None:
+        self.target, self.threads, self.runners = target, threads, runners
         self.folder = Path(tempfile.mkdtemp(prefix="tvmerge-tuning-"))
         self.builders = PopenPoolExecutor(max_workers=available_cores(), timeout=BUILD_SECONDS)
-        self.runner = PopenPoolExecutor(max_workers=1, timeout=RUN_SECONDS)
+        self.runner = PopenPoolExecutor(max_workers=runners, timeout=seconds)
         self.count = 0
 
     def __enter__(self) -> Workshop:
@@ -97,29 +102,45 @@ class Workshop:
         self.runner.shutdown(wait=False)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def candidates(self, key: Key, many: Sequence[Chosen]) -> Iterator[tuple[Chosen, list[float] | str]]:
+    def candidates(self, key: Key, many: Sequence[Chosen]) -> Iterator[Timed]:
         """Build choices of a kernel, then yield the seconds of each, or in one line why it failed."""
         paths = [self.folder / f"{self.count + index}.so" for index in range(len(many))]
         self.count += len(many)
         jobs = [(key, chosen, self.target, path) for chosen, path in zip(many, paths, strict=True)]
         with _importable():
             built = list(self.builders.map_with_error_catching(_build_job, jobs))
-            for chosen, path, result in zip(many, paths, built, strict=True):
-                if result.status != StatusKind.COMPLETE:
-                    yield chosen, _reason(result.value, "building")
-                    continue
-                try:
-                    yield chosen, self.runner.submit(run, path, result.value, self.threads).result()
-                except Exception as error:
-                    yield chosen, _reason(error, "running")
-                path.unlink(missing_ok=True)
+            yield from self._times(many, paths, built)
+
+    def _times(self, many: Sequence[Chosen], paths: list[Path], built: list[MapResult]) -> Iterator[Timed]:
+        """Yield what candidates take, as many at once as there are runners."""
+        started: list[Future[list[float]]] = []
+        good = [(path, result.value) for path, result in zip(paths, built, strict=True) if _is_built(result)]
+        for chosen, path, result in zip(many, paths, built, strict=True):
+            if not _is_built(result):
+                yield chosen, reason(result.value, "building")
+                continue
+            while good and len(started) < self.runners:
+                started.append(self.start(*good.pop(0)))
+            try:
+                yield chosen, started.pop(0).result()
+            except Exception as error:
+                yield chosen, reason(error, "running")
+            path.unlink(missing_ok=True)
+
+    def start(self, path: Path, arguments: list[Argument]) -> Future[list[float]]:
+        """Have a candidate timed, after those that were given before."""
+        return self.runner.submit(run, path, arguments, self.threads)
+
+
+def _is_built(result: MapResult) -> bool:
+    return result.status == StatusKind.COMPLETE
 
 
 def _build_job(job: tuple[Key, Chosen, tvm.target.Target, Path]) -> list[Argument]:
     return build(*job)
 
 
-def _reason(error: object, what: str) -> str:
+def reason(error: object, what: str) -> str:
     if isinstance(error, TimeoutError):
         return f"{what} took too long"
     return f"{what}: {type(error).__name__}: {' '.join(str(error).split())[-200:]}"

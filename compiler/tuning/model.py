@@ -6,15 +6,25 @@ from dataclasses import replace
 
 from compiler.lock import locked
 from compiler.optimisations import enabled
-from compiler.target import require_runs_here, resolve_target
+from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.tuning.measure import Workshop
 from compiler.tuning.records import Writer, target_name
+from compiler.tuning.remote import RemoteWorkshop
 from compiler.tuning.search import tune
 from compiler.tuning.tasks import Task, tasks
 from models.checkpoint import load_checkpoint
 from models.components import components
 from runtime.engine import set_num_threads
 from utils.config import BuildConfig
+from utils.progress import say
+
+
+def _workshop(config: BuildConfig, cpu: Cpu) -> Workshop:
+    threads = set_num_threads(config.num_threads)
+    if config.tracker is None:
+        return Workshop(cpu.target, threads)
+    say("--tracker: its servers run whatever they are sent; use those of your own network only")
+    return RemoteWorkshop(cpu.target, threads, config.tracker, target_name(cpu), cpu.machine.unit == "amx")
 
 
 def tune_model(config: BuildConfig) -> None:
@@ -36,5 +46,5 @@ def tune_model(config: BuildConfig) -> None:
             for task in tasks(part, cpu, enabled(config.disable, config.dtype)):
                 before = found.get(task.key)
                 found[task.key] = task if before is None else replace(task, calls=task.calls + before.calls)
-        with Workshop(cpu.target, set_num_threads(config.num_threads)) as workshop:
+        with _workshop(config, cpu) as workshop:
             tune(list(found.values()), writer, workshop, config.tune_minutes, config.tune_trials)
