@@ -107,6 +107,9 @@ def test_killed_and_taken_up(tmp_path, good_script):
         (("--tune-minutes", -1), ("--tune-minutes", "from 0")),
         (("--tune-minutes", "nan"), ("--tune-minutes",)),
         (("--tune-trials", -1), ("--tune-trials", "from 0")),
+        (("--tracker", "127.0.0.1:1"), ("--tracker", "--tune-minutes")),
+        (("--tracker", "nowhere", "--tune-trials", 1), ("--tracker nowhere", "HOST:PORT")),
+        (("--tracker", "127.0.0.1:1", "--tune-trials", 1), ("--tracker 127.0.0.1:1", "no tracker answers")),
     ],
 )
 def test_budgets_that_are_refused(tmp_path, script, flags, words):
