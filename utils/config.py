@@ -101,7 +101,7 @@ class BuildConfig:
     tome_sy: int | None = flag(None, "height of a cell in tokens (default: 2)")
     database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
     tune_minutes: float = flag(0.0, "minutes to tune the kernels first; 0: none")
-    tune_trials: int = flag(0, "candidates to measure at most; 0: no limit but --tune-minutes")
+    tune_trials: int = flag(0, "candidates to measure at most; 0: no limit")
     tracker: str | None = flag(
         None,
         "RPC tracker on whose servers candidates are timed; these run whatever they are sent",

@@ -19,6 +19,7 @@ class Faults:
         self.driver, self.models, self.outputs = driver, models, folder / "outputs"
         self.artifact, self.pictures = self.outputs / "artifact", folder / "pictures"
         self.outputs.mkdir(parents=True, exist_ok=True)
+        self.others = set(self.cached())
 
     def run(self, script, *flags, **fault):
         return self.driver(script, *flags, roots=(self.outputs, Path(os.environ["TVMERGE_CACHE"])), **fault)
@@ -41,9 +42,14 @@ class Faults:
     def snapshot(self):
         return {path: path.read_bytes() for path in self.artifact.rglob("*") if path.is_file()}
 
+    @staticmethod
+    def cached():
+        """Return the text encoders in the cache."""
+        return Path(os.environ["TVMERGE_CACHE"]).glob("components/text_encoder-*")
+
     def forget(self):
-        """Remove text encoders from the cache, so that a build has to compile one."""
-        for path in Path(os.environ["TVMERGE_CACHE"]).glob("components/text_encoder-*"):
+        """Remove the models' text encoders from the cache, so that a build has to compile one."""
+        for path in set(self.cached()) - self.others:
             shutil.rmtree(path)
 
 
