@@ -135,6 +135,11 @@ class Engine:
             )
         return tvm.runtime.tensor(np.ascontiguousarray(value), self.device)
 
+    @staticmethod
+    def release() -> None:
+        """Free the tensors' memory that TVM keeps for further calls, of all engines."""
+        tvm.get_global_func("vm.builtin.memory_manager.clear")()
+
     def instrument(self, observer: Callable[..., object] | None) -> None:
         """Have ``observer(function, name, before, result, *arguments)`` called around every kernel.
 

@@ -158,10 +158,15 @@ class Pipeline:
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Return the pictures of latents float32 [n, C, h, w]: float32 [n, H, W, 3] in [0, 1].
 
+        The tensors of the UNet and those of the decoder, which are the larger ones, are not in memory at once.
+
         Raises:
             UserError: the decoder's output has NaN or Inf.
         """
-        pictures = np.concatenate([self.engines["vae_decoder"]("decode", x[None]) for x in latents])
+        decoder = self.engines["vae_decoder"]
+        decoder.release()
+        pictures = np.concatenate([decoder("decode", x[None]) for x in latents])
+        decoder.release()
         _require_finite(pictures, "vae_decoder", "")
         return pictures
 

@@ -144,6 +144,9 @@ class FakeEngine:
 
         return call
 
+    def release(self):
+        """Give back the memory of tensors; there is none here."""
+
     def instrument(self, observer):
         """Take an observer of kernels; there are none here."""
 

@@ -248,3 +248,14 @@ def test_functions_of_other_types_are_refused(tmp_path, component, function, cha
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match="build it again"):
         Pipeline(Artifact(folder))
+
+
+def test_the_decoder_has_the_memory_to_itself(pipeline, monkeypatch):
+    """What the UNet's tensors took is freed before it is called, and what its own took afterwards."""
+    order = []
+    decoder = pipeline.engines["vae_decoder"]
+    decode = type(decoder).__call__
+    monkeypatch.setattr(type(decoder), "release", lambda self: order.append("release"))
+    monkeypatch.setattr(type(decoder), "__call__", lambda *given: order.append(given[1]) or decode(*given))
+    pipeline.decode(np.zeros((2, *pipeline.latent_shape), np.float32))
+    assert order == ["release", "decode", "decode", "release"]
