@@ -250,9 +250,10 @@ def test_functions_of_other_types_are_refused(tmp_path, component, function, cha
         Pipeline(Artifact(folder))
 
 
-def test_the_decoder_has_the_memory_to_itself(pipeline, monkeypatch):
+def test_the_decoder_has_the_memory_to_itself(tmp_path, monkeypatch):
     """What the UNet's tensors took is freed before it is called, and what its own took afterwards."""
     order = []
+    pipeline = pipeline_of(tmp_path, 2)
     decoder = pipeline.engines["vae_decoder"]
     decode = type(decoder).__call__
     monkeypatch.setattr(type(decoder), "release", lambda self: order.append("release"))
