@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np, tvm
 from runtime.artifact import Artifact
 from runtime.engine import Engine, set_num_threads
+from utils.cpu import permit_tiles
 from utils.memory import peak_memory
+permit_tiles()
 set_num_threads(None)
 engine = Engine(Artifact(Path(sys.argv[1])), "vae_decoder", tvm.cpu())
 latent, before = np.load(sys.argv[2]), peak_memory()
