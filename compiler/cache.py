@@ -24,10 +24,10 @@ from compiler.optimisations import enabled
 from compiler.staging import is_running
 from runtime.artifact import Artifact, Component, decode
 from utils import units
-from utils.command_line import flag, parse
+from utils.command_line import flag, parse_command
 from utils.config import BuildConfig
 from utils.digests import cache_folder, known_digests, remember
-from utils.errors import UserError, choose, run_script
+from utils.errors import UserError, run_script
 
 ENTRY = "entry.json"
 
@@ -238,11 +238,7 @@ def _prune(everything: bool) -> None:
 
 def main(argv: list[str]) -> None:
     """List or prune."""
-    description = f"{__doc__}\n\ncommands: {', '.join(COMMANDS)}"
-    if not argv or argv[0].startswith("-"):
-        parse(CacheConfig, argv, description, EXAMPLES)  # --help ends here
-        raise UserError(f"name a command: {' or '.join(COMMANDS)}")
-    command, config = choose("command", argv[0], COMMANDS), parse(CacheConfig, argv[1:], description, EXAMPLES)
+    command, config = parse_command(CacheConfig, argv, COMMANDS, __doc__ or "", EXAMPLES)
     if command == "list":
         _show()
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import statistics
 import sys
 from collections.abc import Iterator
@@ -17,12 +16,26 @@ from tvm.target import Target
 from compiler.kernels.tunable import decode
 from compiler.lock import locked
 from compiler.target import Cpu, resolve_target
-from compiler.tuning.records import RECORDS, SET_ASIDE, WORKLOADS, Chosen, Info, Key, Records, Writer, read, read_info
+from compiler.tuning.records import (
+    RECORDS,
+    SET_ASIDE,
+    UNREADABLE,
+    WORKLOADS,
+    Chosen,
+    Info,
+    Key,
+    Records,
+    Writer,
+    measured,
+    read,
+    read_info,
+    target_name,
+)
 from compiler.tuning.reference import agrees
 from runtime.artifact import Artifact
 from utils import units
-from utils.command_line import flag, parse
-from utils.errors import UserError, choose, run_script
+from utils.command_line import flag, parse_command
+from utils.errors import UserError, run_script
 from utils.progress import progress, say
 
 COMMANDS = ("status", "merge", "prune", "check", "export")
@@ -130,20 +143,27 @@ def _modules(folder: Path) -> dict[Key, Workload]:
 
 
 def prune(config: DatabaseConfig) -> None:
-    """Keep the best of each task and the kernel as it is; damaged lines go."""
-    for folder, info, records in _targets(config.database_dir):
+    """Keep what was measured of each task's best and of the kernel as it is; all else and damaged lines go.
+
+    The file is replaced at one stroke, and tasks keep their numbers.
+    """
+    for folder, _, records in _targets(config.database_dir):
         with locked("--database-dir", folder, "tunes", "wait for it"):
-            modules, aside = _modules(folder), config.database_dir / f".{folder.name}-{os.getpid()}"
-            writer = Writer(aside, _cpu_of(folder), info)
-            for key in records.seconds:
-                for chosen, seconds in _kept(records, key):
-                    writer.commit(key, modules[key].mod, chosen, [seconds])
-            for name in (WORKLOADS, RECORDS):
-                (writer.folder / name).replace(folder / name)
-                (folder / f"{name}{SET_ASIDE}").unlink(missing_ok=True)
-            for path in (*writer.folder.iterdir(), writer.folder, aside):
-                path.unlink() if path.is_file() else path.rmdir()
-        print(f"{folder.name}: {len(writer.records)} of {len(records)} measurements kept")
+            lines = (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _is_worth_keeping(line, records)]
+            temporary = folder / f".{RECORDS}"
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.replace(folder / RECORDS)
+            (folder / f"{RECORDS}{SET_ASIDE}").unlink(missing_ok=True)
+        print(f"{folder.name}: {len(kept)} of {len(lines)} measurements kept")
+
+
+def _is_worth_keeping(line: str, records: Records) -> bool:
+    try:
+        index, chosen, _ = measured(line)
+        return any(chosen == other for other, _ in _kept(records, records.workloads[index]))
+    except UNREADABLE:
+        return False
 
 
 def check(config: DatabaseConfig) -> None:
@@ -153,7 +173,10 @@ def check(config: DatabaseConfig) -> None:
         UserError: a result is wrong; the task is named.
     """
     cpu: Cpu = resolve_target("llvm")
-    for folder, _, records in _targets(config.database_dir):
+    for folder, info, records in _targets(config.database_dir):
+        if info.target != target_name(cpu) or info.features != cpu.features:
+            say(f"{folder.name}: left out, this is another CPU")
+            continue
         wrong = []
         for key in progress(list(records.seconds), folder.name):
             best = records.best(key)
@@ -195,14 +218,8 @@ def export(config: DatabaseConfig) -> None:
 
 def main(argv: list[str]) -> None:
     """Do what the first word says."""
-    description = f"{__doc__}\n\ncommands: {', '.join(COMMANDS)}"
-    if not argv or argv[0].startswith("-"):
-        parse(DatabaseConfig, argv, description, EXAMPLES)  # --help ends here
-        raise UserError(f"name a command: {', '.join(COMMANDS)}")
-    command = choose("command", argv[0], COMMANDS)
-    {"status": status, "merge": merge, "prune": prune, "check": check, "export": export}[command](
-        parse(DatabaseConfig, argv[1:], description, EXAMPLES)
-    )
+    command, config = parse_command(DatabaseConfig, argv, COMMANDS, __doc__ or "", EXAMPLES)
+    {"status": status, "merge": merge, "prune": prune, "check": check, "export": export}[command](config)
 
 
 if __name__ == "__main__":

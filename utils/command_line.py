@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, choose, nearest
 
 Config = TypeVar("Config")
 
@@ -70,6 +70,21 @@ def parse(config: type[Config], argv: Sequence[str], description: str, examples:
         name = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {name!r}{nearest(name, known)}; see --help")
     return config(**vars(values))
+
+
+def parse_command(
+    config: type[Config], argv: Sequence[str], commands: Sequence[str], description: str, examples: str
+) -> tuple[str, Config]:
+    """Parse a command and its flags.
+
+    Raises:
+        UserError: no command, an unknown one, or see ``parse``.
+    """
+    description = f"{description}\n\ncommands: {', '.join(commands)}"
+    if not argv or argv[0].startswith("-"):
+        parse(config, argv, description, examples)  # --help ends here
+        raise UserError(f"name a command: {' or '.join(commands)}")
+    return choose("command", argv[0], commands), parse(config, argv[1:], description, examples)
 
 
 def existing_parent(path: Path) -> Path:

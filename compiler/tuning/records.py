@@ -37,6 +37,7 @@ NAME, ARGUMENTS = "tvmerge.kernel", "tvmerge.arguments"  # attributes of a workl
 CHOSEN = "tvmerge.tiling."  # annotation of its root, with the name of what was chosen
 FAILED = 1e10  # seconds of a candidate that crashed, hung or gave no numbers: MetaSchedule's own mark
 SET_ASIDE = ".damaged"
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)  # what a damaged line raises
 
 Key = tuple[str, str]  # a kernel's name and arguments
 Chosen = dict[str, int]
@@ -108,7 +109,7 @@ class Records:
             return {}
         key = (plan.name, encode(plan.arguments))
         best, own = self.best(key), self.time(key, {})
-        return best[0] if best is not None and own is not None and best[1] < own else {}
+        return best[0] if best is not None and own is not None and best[1] < own < FAILED else {}
 
 
 def _key(line: str) -> tuple[str, Key]:
@@ -117,7 +118,12 @@ def _key(line: str) -> tuple[str, Key]:
     return str(value[0]), (str(attributes[NAME]), str(attributes[ARGUMENTS]))
 
 
-def _measured(line: str) -> tuple[int, Chosen, list[float]]:
+def measured(line: str) -> tuple[int, Chosen, list[float]]:
+    """Return the number of a record's task, what was chosen and its seconds.
+
+    Raises:
+        UNREADABLE: the line is no record.
+    """
     index, (trace, seconds, _target, _arguments) = json.loads(line)
     chosen = {}
     for kind, inputs, attributes, _outputs in trace[0]:
@@ -155,12 +161,12 @@ def read(folder: Path) -> Records:
             records.damaged += 1
     for line in lines:
         try:
-            index, chosen, seconds = _measured(line)
+            index, chosen, seconds = measured(line)
             name, arguments = records.workloads[index]
             known = choices(TUNABLE[name].tiling)
             if all(value in known.get(field, ()) for field, value in chosen.items()):
                 records.add((name, arguments), chosen, seconds)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        except UNREADABLE:
             records.damaged += 1
     return records
 

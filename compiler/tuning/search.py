@@ -52,7 +52,9 @@ class Search:
     @property
     def promise(self) -> float:
         """Seconds of a picture that more trials may gain; 0 when it has given up."""
-        return 0.0 if self.since_gain >= PATIENCE else self.seconds * HOPE / (1 + self.since_gain / BATCH)
+        if self.since_gain >= PATIENCE or self.own >= FAILED:  # what can't be compared is not worth a trial
+            return 0.0
+        return self.seconds * HOPE / (1 + self.since_gain / BATCH)
 
     def propose(self, rng: random.Random) -> list[Chosen]:
         """Return choices that were never tried: near the best, which differ in one or two fields, and drawn anew."""
@@ -116,8 +118,8 @@ class Tuner:
 
     def _state(self, search: Search) -> str:
         total, own = (
-            sum(s.seconds for s in self.searches if s.seconds < math.inf),
-            sum(s.task.calls * s.own for s in self.searches if s.own < math.inf),
+            sum(s.seconds for s in self.searches if s.own < FAILED),
+            sum(s.task.calls * s.own for s in self.searches if s.own < FAILED),
         )
         left = sum(s.promise > 0 for s in self.searches)
         return (

@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 from written_module import written
 
+from compiler.database import DatabaseConfig, prune
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import encode
@@ -95,6 +96,24 @@ class TestReading:
         writer.commit(KEY, WORKLOAD, {}, [0.002])
         writer.commit(KEY, WORKLOAD, {"stripes": 8}, [0.003])
         assert read(folder_of(tmp_path)).choose("main", plan_of(), None) == {}
+
+    def test_what_beats_a_kernel_that_failed_is_not_used(self, tmp_path):
+        """There is nothing to compare with."""
+        writer = Writer(tmp_path, CPU)
+        writer.commit(KEY, WORKLOAD, {}, [FAILED])
+        writer.commit(KEY, WORKLOAD, {"stripes": 8}, [0.003])
+        assert read(folder_of(tmp_path)).choose("main", plan_of(), None) == {}
+
+    def test_pruned(self, database):
+        """The best and the kernel as it is stay, with all that was measured of them; damage and others go."""
+        path = folder_of(database) / RECORDS
+        path.write_text(path.read_text() + "damaged\n")
+        before = read(folder_of(database))
+        prune(DatabaseConfig(database_dir=database))
+        after = read(folder_of(database))
+        assert len(after) == 5 and before.damaged == 1 and after.damaged == 0
+        for key, _ in TASKS:
+            assert after.best(key) == before.best(key) and after.time(key, {}) == before.time(key, {})
 
     def test_tvm_reads_it_too(self, database):
         """The files are MetaSchedule's: its own database finds the fastest record of a workload."""

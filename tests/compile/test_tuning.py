@@ -88,6 +88,10 @@ class TestLoop:
         again, _ = tuned(tmp_path, seconds)
         assert not any(asked in workshop.asked for asked in again.asked if asked[1]), "records are not measured again"
 
+    def test_a_kernel_that_fails_as_it_is_gets_no_trials(self, tmp_path):
+        workshop, _ = tuned(tmp_path, lambda key, chosen: "running took too long" if key == KEY else 0.01, trials=20)
+        assert [chosen for key, chosen in workshop.asked if key == KEY] == [{}]
+
     def test_an_interrupted_run_is_taken_up(self, tmp_path):
         first, records = tuned(tmp_path, lambda key, chosen: 0.01, trials=5)
         assert len(records) == 5
