@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import utils.decoding
 from utils.digests import known_digests, remember, sha256
 from utils.errors import UserError
 
@@ -116,31 +116,12 @@ class Manifest:
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
-    """Turn parsed JSON into ``kind``, checking types all the way down."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(typing.cast(type, kind), value, where)
-    if origin is list and isinstance(value, list):
-        return [decode(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict and isinstance(value, dict):
-        return {k: decode(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
-    if kind is Any or (type(None) in arguments and value is None):
-        return value
-    if type(None) in arguments:
-        return decode(arguments[0], value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if origin is None and type(value) is kind:
-        return value
-    raise UserError(f"{MANIFEST}: {where} has the wrong type; build the artifact again")
+    """Turn parsed JSON of a manifest into ``kind``.
 
-
-def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
-    names = {field.name for field in dataclasses.fields(kind)}
-    if not isinstance(value, dict) or set(value) != names:
-        raise UserError(f"{MANIFEST}: {where} must have the keys {sorted(names)}; build the artifact again")
-    hints = typing.get_type_hints(kind)
-    return kind(**{name: decode(hints[name], value[name], f"{where}.{name}") for name in names})
+    Raises:
+        UserError: it is not of that type; where.
+    """
+    return utils.decoding.decode(kind, value, f"{MANIFEST}: {where}", "build the artifact again")
 
 
 def _check_functions(component: str, description: Component) -> None:

@@ -1,0 +1,203 @@
+"""The file that benchmark.py writes, and that a later run is compared with: JSON of the dataclasses below.
+
+Seconds of a list are those of each run, in order; all backends have theirs in the same rounds. Memory is in bytes, PSNR
+in dB. A section that was not asked for is an empty list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.decoding import decode
+from utils.errors import UserError
+
+SCHEMA = 1
+ADVICE = "make it again with benchmark.py --json"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where it ran. ``commit`` is the project's, with ``+`` where files differed from it; ``date`` is ISO 8601, UTC."""
+
+    cpu: str
+    features: list[str]
+    cores: int
+    threads: int
+    memory: int | None
+    system: str
+    python: str
+    versions: dict[str, str | None]
+    commit: str | None
+    date: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One backend's pictures, or the reason why it made none.
+
+    ``prepare_seconds`` are by stage: export, convert, build, compile, load. ``size`` is that of its files. ``psnr`` is
+    the picture's against the reference, diffusers in float32. ``ratio`` is our seconds to this backend's, the median over
+    the rounds, and ``ratio_interval`` holds it with 95 % confidence. ``picture`` is a path relative to the file.
+    """
+
+    name: str
+    skipped: str | None = None
+    prepare_seconds: dict[str, float] = field(default_factory=dict)
+    first_picture_seconds: float | None = None
+    total_seconds: list[float] = field(default_factory=list)
+    text_seconds: list[float] = field(default_factory=list)
+    unet_seconds: list[float] = field(default_factory=list)
+    vae_seconds: list[float] = field(default_factory=list)
+    iterations_per_second: float | None = None
+    peak_memory: int | None = None
+    size: int | None = None
+    psnr: float | None = None
+    ratio: float | None = None
+    ratio_interval: list[float] | None = None
+    picture: str | None = None
+
+
+@dataclass(frozen=True)
+class Rung:
+    """The UNet with one more optimisation than the rung before; the first has none.
+
+    ``ratio`` is to the first rung, ``step_ratio`` to the rung before. ``psnr`` is against PyTorch in float32.
+    """
+
+    name: str
+    unet_seconds: list[float]
+    ratio: float
+    step_ratio: float
+    parameters: int
+    workspace: int
+    psnr: float
+    skipped: str | None = None
+
+
+@dataclass(frozen=True)
+class AttentionRow:
+    """One attention layer's shape, computed in one way: plain, fused softmax or flash."""
+
+    layer: str
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    calls: int
+    method: str
+    seconds: list[float]
+    memory: int
+    gflops: float
+    psnr: float
+
+
+@dataclass(frozen=True)
+class WinogradRow:
+    """One 3x3 convolution, direct or by F(m x m). ``gflop`` counts its own multiplies and adds, transforms included."""
+
+    layer: str
+    channels: int
+    filters: int
+    height: int
+    width: int
+    calls: int
+    method: str
+    seconds: list[float]
+    gflop: float
+    memory: int
+    psnr: float
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Seconds of pictures of 1 to N steps, and the line through them: start cost and cost a step.
+
+    ``interval`` holds the cost a step with 95 % confidence.
+    """
+
+    name: str
+    steps: list[int]
+    seconds: list[float]
+    start_seconds: float
+    step_seconds: float
+    interval: list[float]
+    r2: float
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of many pictures of one backend, and their percentiles."""
+
+    name: str
+    seconds: list[float]
+    p50: float
+    p90: float
+    p99: float
+
+
+@dataclass(frozen=True)
+class TomeRow:
+    """A ratio of merged tokens. ``attention`` is flash or plain; ``name`` is the backend.
+
+    ``accuracy`` and ``frechet`` are the demo judge's, None for other models or where they were not asked for.
+    """
+
+    name: str
+    ratio: float
+    attention: str
+    unet_seconds: list[float]
+    total_seconds: list[float]
+    psnr_to_plain: float | None
+    accuracy: float | None
+    frechet: float | None
+    frechet_interval: list[float] | None
+    picture: str | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The whole file."""
+
+    environment: Environment
+    settings: dict[str, Any]
+    schema: int = SCHEMA
+    backends: list[Backend] = field(default_factory=list)
+    ladder: list[Rung] = field(default_factory=list)
+    attention: list[AttentionRow] = field(default_factory=list)
+    winograd: list[WinogradRow] = field(default_factory=list)
+    throughput: list[Throughput] = field(default_factory=list)
+    latency: list[Latency] = field(default_factory=list)
+    tome_sweep: list[TomeRow] = field(default_factory=list)
+
+
+def read(path: Path) -> Results:
+    """Read a file of results.
+
+    Raises:
+        UserError: it is missing, no JSON, cut short or of another schema.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} can't be read ({error}); {ADVICE}") from None
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}; {ADVICE}")
+    return decode(Results, value, str(path), ADVICE)
+
+
+def write(results: Results, path: Path) -> None:
+    """Write a file of results, whole or not at all."""
+    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        text = json.dumps(dataclasses.asdict(results), indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
