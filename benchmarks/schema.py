@@ -42,8 +42,8 @@ class Backend:
     """One backend's pictures, or the reason why it made none.
 
     ``prepare_seconds`` are by stage: export, convert, build, compile, load. ``size`` is that of its files. ``psnr`` is
-    the picture's against the reference, diffusers in float32. ``ratio`` is our seconds to this backend's, the median over
-    the rounds, and ``ratio_interval`` holds it with 95 % confidence. ``picture`` is a path relative to the file.
+    the picture's against the reference, diffusers in float32. ``ratio`` is our seconds to this backend's, the median
+    over the rounds, and ``ratio_interval`` holds it with 95 % confidence. ``picture`` is a path relative to the file.
     """
 
     name: str
