@@ -111,8 +111,8 @@ class DiffusersBackend:
         with torch.no_grad():
             return self.pipe.encode_prompt(prompt, self.device, 1, self.guidance_scale > 1, negative_prompt)
 
-    def generate(self, prompt: str, negative_prompt: str, seed: int) -> Generated:
-        """Make one picture. Prompts that were encoded before are not encoded again.
+    def generate(self, prompt: str, negative_prompt: str, seed: int, steps: int | None = None) -> Generated:
+        """Make one picture, of the config's steps or others. Prompts that were encoded before are not encoded again.
 
         The noise is that of a CPU ``torch.Generator`` with this seed, drawn in float32 whatever the dtype.
 
@@ -122,7 +122,7 @@ class DiffusersBackend:
         start = time.perf_counter()
         context, negative_context = self.encode(prompt, negative_prompt)
         encoded = time.perf_counter()
-        latent, step_seconds = self._sample(context, negative_context, seed)
+        latent, step_seconds = self._sample(context, negative_context, seed, self.steps if steps is None else steps)
         sampled = time.perf_counter()
         with torch.no_grad():
             picture = self._decode(latent)
@@ -130,7 +130,7 @@ class DiffusersBackend:
         return Generated(picture, latent[0].float().cpu().numpy(), encoded - start, step_seconds, decoded - sampled)
 
     def _sample(
-        self, context: torch.Tensor, negative_context: torch.Tensor | None, seed: int
+        self, context: torch.Tensor, negative_context: torch.Tensor | None, seed: int, steps: int
     ) -> tuple[torch.Tensor, list[float]]:
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn(self.latent_shape, generator=generator)
@@ -147,7 +147,7 @@ class DiffusersBackend:
                 negative_prompt_embeds=negative_context,
                 latents=noise.to(self.dtype),
                 generator=generator,
-                num_inference_steps=self.steps,
+                num_inference_steps=steps,
                 guidance_scale=self.guidance_scale,
                 height=self.height,
                 width=self.width,

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from backends.peer import COMMAND, Peer
-from backends.reference import load_parts
+from backends.peer import COMMAND, PICTURE, PROMPT, Drawn, Peer
+from backends.reference import baseline_config, load_parts
 from utils.errors import UserError
 
 
@@ -17,6 +17,7 @@ class Eager(Peer):
     """A component's module, called as it is."""
 
     name = "eager"
+    compiles = False
 
     def prepare(self, component: str) -> dict[str, float]:
         """Load the checkpoint and keep one module of it."""
@@ -24,10 +25,21 @@ class Eager(Peer):
             raise UserError("only tvm and openvino draw from a prepared model")
         start = time.perf_counter()
         torch.set_num_threads(self.settings.num_threads)
+        if component == PICTURE:
+            from backends.diffusers import DiffusersBackend
+
+            self.backend = DiffusersBackend.load(baseline_config(self.settings, self.compiles))
+            return {"load": time.perf_counter() - start}
         self.dtype = getattr(torch, self.settings.dtype)
         _, parts = load_parts(self.settings)
         self.module = parts[component].module.to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return {"load": time.perf_counter() - start}
+
+    def draw(self, seed: int, steps: int) -> Drawn:
+        """Draw with diffusers' own pipeline."""
+        self.backend.encode.cache_clear()
+        made = self.backend.generate(PROMPT, "", seed, steps)
+        return Drawn(made.picture, made.text_seconds, sum(made.step_seconds), made.decode_seconds)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Call the module."""

@@ -1,4 +1,4 @@
-"""A model of OpenVINO's, compiled for this CPU, and the files that one is kept in."""
+"""A model of OpenVINO's, compiled for this CPU, and the file that one is kept in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-IR, CONVERT_SECONDS, PIPELINE = "model.xml", "seconds.json", "pipeline.json"
+IR = "model.xml"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 

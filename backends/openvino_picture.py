@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-import schedulers
-from backends.openvino_model import PIPELINE, PRECISIONS, OpenVinoModel
-from runtime.artifact import TOKENIZER
-from runtime.picture import PictureInfo, save_picture, to_uint8
+from backends.model_pipeline import PIPELINE, ModelPipeline
+from backends.openvino_model import PRECISIONS, OpenVinoModel
+from backends.peer import FUNCTIONS
+from runtime.picture import PictureInfo, save_picture
 from runtime.run import FALLBACK_PROMPT
-from runtime.tokenizer import Tokenizer
 from utils.command_line import flag, parse
 from utils.config import SamplingConfig
 from utils.cpu import physical_cores
@@ -42,36 +38,17 @@ class PictureConfig(SamplingConfig):
             raise UserError(f"--guidance-scale must be more than 1 for these models, not {self.guidance_scale}")
 
 
-class OpenVinoPipeline:
-    """Tokenizer and models, loaded."""
+def load(config: PictureConfig) -> ModelPipeline:
+    """Compile the models for this CPU.
 
-    def __init__(self, config: PictureConfig) -> None:
-        folder, threads = config.model_dir, physical_cores() if config.num_threads is None else config.num_threads
-        self.description = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
-        self.latent_shape = tuple(self.description["latent_shape"])
-        scheduler = self.description["scheduler"]
-        label = schedulers.default_label(scheduler) if config.scheduler_label is None else config.scheduler_label
-        self.scheduler = schedulers.create(label, scheduler)
-        self.scheduler.set_timesteps(config.steps)  # refuses more steps than it can make
-        self.tokenizer = Tokenizer(folder / TOKENIZER)
-        self.text_encoder, self.unet, self.vae_decoder = (
-            OpenVinoModel(folder / name, config.dtype, threads) for name in ("text_encoder", "unet", "vae_decoder")
-        )
-
-    def generate(self, config: PictureConfig, seed: int) -> np.ndarray:
-        """Draw one picture, uint8 [H, W, 3]."""
-        prompts = (config.negative_prompt, FALLBACK_PROMPT if config.prompt is None else config.prompt)
-        context = np.concatenate([self.text_encoder(self.tokenizer.encode(prompt)).copy() for prompt in prompts])
-        self.scheduler.set_timesteps(config.steps)  # forgets the picture before
-        noise = schedulers.NoiseGenerator(seed)
-        x = noise(self.latent_shape) * np.float32(self.scheduler.init_noise_sigma)
-        for i, t in enumerate(self.scheduler.timesteps):
-            model_input = self.scheduler.scale_model_input(x, i)
-            both = self.unet(np.concatenate([model_input] * 2), np.array([t], np.float32), context)
-            eps_uncond, eps_cond = np.split(both, 2)
-            eps = eps_uncond + np.float32(config.guidance_scale) * (eps_cond - eps_uncond)
-            x = self.scheduler.step(eps, i, x, noise)
-        return to_uint8(self.vae_decoder(x)[0])
+    Raises:
+        UserError: an unknown sampler, or more steps than it can make.
+    """
+    threads = physical_cores() if config.num_threads is None else config.num_threads
+    models = {name: OpenVinoModel(config.model_dir / name, config.dtype, threads) for name in FUNCTIONS}
+    pipeline = ModelPipeline(config.model_dir, models, config.scheduler_label)
+    pipeline.scheduler.set_timesteps(config.steps)
+    return pipeline
 
 
 def run(config: PictureConfig) -> None:
@@ -80,12 +57,12 @@ def run(config: PictureConfig) -> None:
     Raises:
         UserError: an unknown sampler, or a folder that can't be written.
     """
-    pipeline = OpenVinoPipeline(config)
+    pipeline, prompt = load(config), FALLBACK_PROMPT if config.prompt is None else config.prompt
     first = 0 if config.seed is None else config.seed
     for seed in range(first, first + config.num_images):
-        pixels = pipeline.generate(config, seed)
+        pixels = pipeline.draw(prompt, config.negative_prompt, seed, config.steps, config.guidance_scale).picture
         info = PictureInfo(
-            prompt=FALLBACK_PROMPT if config.prompt is None else config.prompt,
+            prompt=prompt,
             negative_prompt=config.negative_prompt,
             steps=config.steps,
             sampler=pipeline.scheduler.sampler_name,

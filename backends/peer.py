@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,22 +15,41 @@ import numpy as np
 from utils.cpu import host_instruction_sets
 from utils.memory import peak_memory
 
-PEERS = {"eager": "Eager", "compile": "Compiled", "openvino": "OpenVino", "tvm": "Tvm"}  # their classes
+PEERS = {  # their classes
+    "eager": "Eager",
+    "compile": "Compiled",
+    "onnxruntime": "OnnxRuntime",
+    "openvino": "OpenVino",
+    "tvm": "Tvm",
+}
 MODULES = {"compile": "compiled"}  # where a module is not called as its peer
-CONVERTED = ("openvino", "tvm")  # those that prepare something on disk, once for many runs
+CONVERTED = ("onnxruntime", "openvino", "tvm")  # those that prepare something on disk, once for many runs
 FUNCTIONS = {"unet": "guided", "vae_decoder": "decode", "text_encoder": "encode"}  # what a call of a component is
 COMMAND = "command"  # the fourth "component": a whole picture, from the command line
+PICTURE = "picture"  # and the fifth: a whole picture, drawn by a loaded pipeline
 PROMPT, SEED, GUIDANCE_SCALE = "a lighthouse on a cliff at sunset", 0, 7.5
 DTYPES = ("float32", "bfloat16")
 INPUTS, REFERENCE = "inputs.npz", "reference.npy"
 BFLOAT16_SETS = {"avx512bf16", "amxbf16", "bf16"}
 
 
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One picture, uint8 [H, W, 3], and where its seconds went; the UNet's are those of the whole loop."""
+
+    picture: np.ndarray
+    text_seconds: float
+    unet_seconds: float
+    vae_seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What all peers share. Sizes are in pixels; None is the model's own.
 
-    ``folder`` holds what is kept between runs: inputs, references, converted models. ``steps`` are those of a picture.
+    ``folder`` holds what is kept between runs: inputs, references, converted models. ``steps`` are those of a picture,
+    and without a ``scheduler_label`` its sampler is the model's own. ``attention`` is diffusers', ``disable`` what our
+    build leaves out, ``tome_ratio`` the share of tokens that both merge.
     """
 
     model: str
@@ -40,7 +60,12 @@ class Settings:
     steps: int
     folder: Path
     artifacts_dir: Path | None
-    model_digest: str = ""  # filled in with ``folder`` by backends.reference
+    scheduler_label: str | None = None
+    attention: str = "sdpa"
+    tome_ratio: float | None = None
+    disable: str = ""
+    model_digest: str = ""  # filled in with ``folder`` by backends.reference, as is the next
+    model_bytes: int = 0  # of its parameters in float32
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON can hold them."""
@@ -52,17 +77,34 @@ class Settings:
         folders = {key: Path(values[key]) for key in ("folder", "artifacts_dir") if values[key] is not None}
         return cls(**{**values, **folders})
 
+    @property
+    def variant(self) -> str:
+        """What is run of the model, as part of a file's name."""
+        words = [self.dtype]
+        words += [] if self.attention == "sdpa" else [self.attention]
+        words += [] if self.tome_ratio is None else [f"tome-{self.tome_ratio:g}"]
+        words += [f"without-{hashlib.sha256(self.disable.encode()).hexdigest()[:8]}"] if self.disable else []
+        return "-".join(words)
+
+    @property
+    def artifact(self) -> Path:
+        """The folder of our artifact."""
+        return self.folder / f"artifact-{self.variant}" if self.artifacts_dir is None else self.artifacts_dir
+
     def component_folder(self, component: str) -> Path:
         """Return the folder of a component's inputs and reference."""
-        return self.folder / (f"{component}-{self.steps}-steps" if component == COMMAND else component)
+        if component not in (COMMAND, PICTURE):
+            return self.folder / component
+        sampler = "" if self.scheduler_label is None else f"-{self.scheduler_label}"
+        return self.folder / f"{component}-{self.steps}-steps{sampler}"
 
     def output_folder(self, component: str, peer: str) -> Path:
         """Return the folder of what a peer makes of a component."""
-        return self.component_folder(component) / f"{peer}-{self.dtype}"
+        return self.component_folder(component) / f"{peer}-{self.variant}"
 
     def inputs(self, component: str) -> dict[str, np.ndarray]:
         """Return the inputs by name, in the order of the call, as ``backends.reference`` drew them."""
-        if component == COMMAND:
+        if component in (COMMAND, PICTURE):
             return {}
         with np.load(self.component_folder(component) / INPUTS, allow_pickle=False) as file:
             return dict(file)
@@ -106,6 +148,18 @@ class Peer(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Call the component once, on inputs as ``backends.reference`` stores them. Returns float32 or uint8."""
+
+    def draw(self, seed: int, steps: int) -> Drawn:
+        """Draw a picture with what was prepared as ``PICTURE``; its prompt is encoded anew.
+
+        Raises:
+            UserError: it has NaN or Inf, or the sampler can't make so many steps.
+        """
+        raise NotImplementedError(f"{self.name} draws no pictures")
+
+    def size(self) -> int | None:
+        """Return the bytes of the files that are kept for this peer, None where it has none of its own."""
+        return None
 
     def peak_memory(self) -> int | None:
         """Return the largest resident size so far, in bytes."""

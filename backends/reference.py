@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, INPUTS, PROMPT, REFERENCE, SEED, Settings
+from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, INPUTS, PICTURE, PROMPT, REFERENCE, SEED, Settings
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.components import Component, components
 from utils.config import BaselineConfig
@@ -43,13 +43,16 @@ def make_references(settings: Settings, names: Sequence[str]) -> Settings:
     height, width = checkpoint.size(settings.height, settings.width)
     slug = re.sub(r"[^a-zA-Z0-9]+", "-", Path(checkpoint.name).name).strip("-")
     folder = settings.folder / f"{slug}-{checkpoint.digest[:12]}-{width}x{height}"
-    settings = replace(settings, folder=folder, height=height, width=width, model_digest=checkpoint.digest)
+    bytes_ = sum(4 * value.numel() for part in parts.values() for value in part.module.parameters())
+    settings = replace(
+        settings, folder=folder, height=height, width=width, model_digest=checkpoint.digest, model_bytes=bytes_
+    )
     for name in names:
         path = settings.component_folder(name)
         if (path / REFERENCE).is_file():
             continue
         path.mkdir(parents=True, exist_ok=True)
-        if name == COMMAND:
+        if name in (COMMAND, PICTURE):
             _save(path / REFERENCE, _picture(settings, checkpoint))
         else:
             _store_call(path, parts[name])
@@ -67,17 +70,29 @@ def _store_call(folder: Path, part: Component) -> None:
 def _picture(settings: Settings, checkpoint: Checkpoint) -> np.ndarray:
     from backends.diffusers import DiffusersBackend
 
-    config = BaselineConfig(
+    plain = replace(settings, dtype="float32", attention="sdpa", tome_ratio=None)
+    return DiffusersBackend(baseline_config(plain), checkpoint).generate(PROMPT, "", SEED).picture
+
+
+def baseline_config(settings: Settings, compile: bool = False) -> BaselineConfig:
+    """Return what diffusers' own pipeline is to draw."""
+    merges = settings.tome_ratio is not None
+    return BaselineConfig(
         model=settings.model,
         device="cpu",
+        dtype=settings.dtype,
         height=settings.height,
         width=settings.width,
         steps=settings.steps,
+        scheduler_label=settings.scheduler_label,
         guidance_scale=GUIDANCE_SCALE,
         num_threads=settings.num_threads,
         output_dir=settings.folder,
+        compile=compile,
+        attention=settings.attention,
+        apply_tome=merges,
+        tome_ratio=settings.tome_ratio,
     )
-    return DiffusersBackend(config, checkpoint).generate(PROMPT, "", SEED).picture
 
 
 def _save(path: Path, value: np.ndarray) -> None:

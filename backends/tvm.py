@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from backends.command import Command, run_python
-from backends.peer import COMMAND, FUNCTIONS, Peer
+from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, PICTURE, PROMPT, Drawn, Peer
 from runtime.artifact import MANIFEST, Artifact
 from utils.config import ROOT
 from utils.errors import UserError
+from utils.files import folder_size
 
 SOURCES = ("compiler", "models", "runtime")
 
@@ -25,7 +27,7 @@ class Tvm(Peer):
 
     def convert(self, components: Sequence[str]) -> None:
         """Build the artifact, unless one is given or there, and newer than the compiler's own files."""
-        if self.settings.artifacts_dir is None and not _is_fresh(self._folder):
+        if self.settings.artifacts_dir is None and not _is_fresh(self.settings.artifact):
             self._build()
         self._artifact()
 
@@ -35,11 +37,16 @@ class Tvm(Peer):
         self.command = None
         seconds = {"build": artifact.manifest.build_seconds}
         if component == COMMAND:
-            arguments = ["inference.py", "--artifacts-dir", self._folder]
+            arguments = ["inference.py", "--artifacts-dir", self.settings.artifact]
             self.command = Command(arguments, self.settings, self.settings.output_folder(component, self.name))
             return seconds
         start = time.perf_counter()
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # TVM would import it
+        if component == PICTURE:
+            from runtime.pipeline import Pipeline
+
+            self.pipeline = Pipeline(artifact, "cpu", self.settings.num_threads)
+            return {**seconds, "load": time.perf_counter() - start}
         from runtime.engine import Engine, resolve_device, set_num_threads
 
         device = resolve_device("cpu", artifact.manifest)
@@ -55,18 +62,35 @@ class Tvm(Peer):
         values = [inputs[tensor.name].astype(tensor.dtype, copy=False) for tensor in wanted]
         return self.engine(self.function, *values).astype(np.float32, copy=False)
 
+    def draw(self, seed: int, steps: int) -> Drawn:
+        """Draw as inference.py does."""
+        from runtime.picture import to_uint8
+        from runtime.pipeline import Request
+
+        label = self.settings.scheduler_label
+        request = Request(prompt=PROMPT, steps=steps, guidance_scale=GUIDANCE_SCALE, scheduler_label=label)
+        times = [time.perf_counter()]
+        self.pipeline.encode.cache_clear()
+        self.pipeline.context(request)
+        times.append(time.perf_counter())
+        *_, last = self.pipeline.sample(request, [seed])
+        times.append(time.perf_counter())
+        picture = to_uint8(self.pipeline.decode(last.x_t)[0])
+        times.append(time.perf_counter())
+        text, unet, vae = (after - before for before, after in itertools.pairwise(times))
+        return Drawn(picture, text, unet, vae)
+
+    def size(self) -> int | None:
+        """Return the bytes of the artifact."""
+        return folder_size(self.settings.artifact)
+
     def peak_memory(self) -> int | None:
         """Return the largest resident size so far, of the command where it is one."""
         return super().peak_memory() if self.command is None else self.command.peak_memory()
 
-    @property
-    def _folder(self) -> Path:
-        given = self.settings.artifacts_dir
-        return self.settings.folder / f"artifact-{self.settings.dtype}" if given is None else given
-
     def _artifact(self) -> Artifact:
         """Return the artifact, which must be of the model, size and dtype that all peers run."""
-        artifact = Artifact(self._folder)
+        artifact = Artifact(self.settings.artifact)
         settings, manifest = self.settings, artifact.manifest
         for what, found, wanted in (
             ("dtype", manifest.dtype, settings.dtype),
@@ -83,15 +107,20 @@ class Tvm(Peer):
         settings = self.settings
         flags: dict[str, object] = {
             "--model": settings.model,
-            "--output-dir": self._folder,
+            "--output-dir": self.settings.artifact,
             "--height": settings.height,
             "--width": settings.width,
             "--num-threads": settings.num_threads,
         }
         if settings.dtype != "float32":
             flags["--dtype"] = settings.dtype
+        if settings.disable:
+            flags |= {"--disable": settings.disable, "--enable-cache": 0}  # of no use to other builds
+        merges = [] if settings.tome_ratio is None else ["--apply-tome"]
+        if settings.tome_ratio is not None:
+            flags["--tome-ratio"] = settings.tome_ratio
         try:
-            run_python(["build.py"], flags)
+            run_python(["build.py", *merges], flags)
         except UserError as error:
             raise UserError(f"build.py: {error}") from None
 

@@ -2,7 +2,8 @@
 
 The first line is a job: ``{"task", "peer", "components", "settings"}``. The task ``reference`` stores inputs and
 references, ``convert`` what a peer keeps on disk; both end then. ``serve`` prepares one component and calls it once for
-each line ``run``, so that whoever asks decides whose turn it is. What libraries print goes to stderr.
+each line ``run``, so that whoever asks decides whose turn it is; ``draw`` prepares a whole pipeline and draws a picture
+for each line ``{"steps"}``. What libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from backends.peer import Peer, Settings, load
+from backends.peer import PICTURE, SEED, Peer, Settings, load
 from models.source import check_model
 from runtime.quality import psnr
 from utils.errors import UserError
 
-OUTPUT = "output.npy"
+OUTPUT, DRAWN = "output.npy", "picture.png"
 SAMPLE_SECONDS = 0.2  # a call that is shorter is repeated for so long
 EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 
@@ -85,6 +87,38 @@ class Server:
         return {"seconds": seconds, "psnr": round(min(quality, EQUAL), 2), "peak_memory": self.peer.peak_memory()}
 
 
+class Painter:
+    """A peer with all that draws a picture prepared."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer, self.settings = peer, peer.settings
+        self.prepare_seconds = peer.prepare(PICTURE)
+        self.folder = self.settings.output_folder(PICTURE, peer.name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(self, steps: int, warm: bool) -> Answer:
+        """Draw a picture; ``warm`` draws one of a single step before, uncounted, for the reason that ``sample`` has.
+
+        Raises:
+            UserError: it can't be drawn, or is not of the reference's shape.
+        """
+        if warm:
+            self.peer.draw(SEED, 1)
+        start = time.perf_counter()
+        made = self.peer.draw(SEED, steps)
+        total = time.perf_counter() - start
+        parts = {"text_seconds": made.text_seconds, "unet_seconds": made.unet_seconds, "vae_seconds": made.vae_seconds}
+        answer = {"total_seconds": total, **parts, "peak_memory": self.peer.peak_memory()}
+        if steps != self.settings.steps:
+            return answer
+        quality = psnr(self.settings.reference(PICTURE), made.picture)
+        if quality == -math.inf:
+            raise UserError(f"{self.peer.name}: the picture has not the shape of the reference")
+        picture = self.folder / DRAWN
+        Image.fromarray(made.picture).save(picture)
+        return {**answer, "psnr": round(min(quality, EQUAL), 2), "picture": str(picture)}
+
+
 def answers(lines: Iterable[str]) -> Iterable[Answer]:
     """Do the job of the first line and yield the answer to it and to each line after.
 
@@ -102,6 +136,12 @@ def answers(lines: Iterable[str]) -> Iterable[Answer]:
         raise UserError(reason)
     if job["task"] == "convert":
         yield convert(peer, job["components"])
+        return
+    if job["task"] == "draw":
+        painter = Painter(peer)
+        yield {"prepare_seconds": painter.prepare_seconds, "size": peer.size()}
+        for line in lines:
+            yield painter.draw(**json.loads(line))
         return
     (component,) = job["components"]
     server = Server(peer, component)

@@ -37,13 +37,13 @@ class CpuConfig:
     artifacts_dir: Path | None = flag(None, "artifact that build.py wrote (default: built in the work folder)")
 
     def __post_init__(self) -> None:
-        _names("--backends", self.backends, PEERS)
-        _names("--components", self.components, [*FUNCTIONS, COMMAND])
-        _names("--dtype", self.dtype, DTYPES)
+        names("--backends", self.backends, PEERS)
+        names("--components", self.components, [*FUNCTIONS, COMMAND])
+        names("--dtype", self.dtype, DTYPES)
         for name, value, low in (("--runs", self.runs, 1), ("--warmups", self.warmups, 0)):
             if not low <= value <= MAX_RUNS:
                 raise UserError(f"{name} must be from {low} to {MAX_RUNS}, not {value}")
-        _check_file(self.json)
+        check_file(self.json)
         parent = existing_parent(self.work)
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             raise UserError(f"--work {self.work}: no folder can be made in {parent}")
@@ -55,17 +55,17 @@ class CpuConfig:
     @property
     def backend_names(self) -> list[str]:
         """The backends, in the order of the flag."""
-        return _names("--backends", self.backends, PEERS)
+        return names("--backends", self.backends, PEERS)
 
     @property
     def component_names(self) -> list[str]:
         """The components, in the order of the flag."""
-        return _names("--components", self.components, [*FUNCTIONS, COMMAND])
+        return names("--components", self.components, [*FUNCTIONS, COMMAND])
 
     @property
     def dtypes(self) -> list[str]:
         """The precisions, in the order of the flag."""
-        return _names("--dtype", self.dtype, DTYPES)
+        return names("--dtype", self.dtype, DTYPES)
 
     @property
     def cases(self) -> list[tuple[str, str]]:
@@ -73,12 +73,12 @@ class CpuConfig:
         return [(component, dtype) for component in self.component_names for dtype in self.dtypes]
 
 
-def _names(name: str, value: str, choices: Iterable[str]) -> list[str]:
+def names(name: str, value: str, choices: Iterable[str]) -> list[str]:
     """Return the names that a flag lists, each once."""
     return list(dict.fromkeys(choose(name, word.strip(), choices) for word in value.split(",")))
 
 
-def _check_file(path: Path | None) -> None:
+def check_file(path: Path | None) -> None:
     if path is None:
         raise UserError("--json is missing; name the file of the results")
     if path.is_dir():

@@ -8,18 +8,17 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import fields
 
-from backends.peer import CONVERTED, Settings
+from backends.peer import Settings
 from benchmarks.config import CpuConfig
 from benchmarks.results import Results, case_name
+from benchmarks.session import Session, model_name, versions
 from benchmarks.workers import Worker, WorkerError
 from utils import units
 from utils.command_line import parse
 from utils.cpu import cpu_name, physical_cores
-from utils.errors import UserError, run_script
+from utils.errors import run_script
 from utils.progress import progress, say
 
 EXAMPLES = """
@@ -27,34 +26,33 @@ EXAMPLES = """
   python -m benchmarks.cpu --json unet.json --components unet --backends openvino,tvm --dtype float32 --runs 7
   python -m benchmarks.cpu --json tiny.json --model random:tiny --artifacts-dir artifacts
 """
-PACKAGES = ("apache-tvm", "torch", "diffusers", "openvino", "numpy")
 FOLDERS = ("json", "work", "artifacts_dir")  # say nothing about what was measured
 PAUSE_SECONDS = 0.05  # idle threads of the one before spin for some milliseconds
 
 
 class Comparison:
-    """One run of the command: what is asked for, the settings of all workers, the results so far."""
+    """One run of the command: what is asked for, the session, the results so far."""
 
     def __init__(self, config: CpuConfig) -> None:
         self.config = config
-        self.work = config.work.absolute()
+        work = config.work.absolute()
         threads = physical_cores() if config.num_threads is None else config.num_threads
-        model = Path(config.model).expanduser()
-        self.settings = Settings(
-            model=str(model.absolute()) if model.exists() else config.model,
+        settings = Settings(
+            model=model_name(config.model),
             dtype="float32",
             height=config.height,
             width=config.width,
             num_threads=threads,
             steps=config.steps,
-            folder=self.work,
+            folder=work,
             artifacts_dir=None if config.artifacts_dir is None else config.artifacts_dir.absolute(),
         )
+        self.session = Session(settings, work)
         self.results = Results(
             {
                 "cpu": cpu_name(),
                 "threads": threads,
-                "versions": {name: _version(name) for name in PACKAGES},
+                "versions": versions(),
                 "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FOLDERS},
             }
         )
@@ -65,48 +63,25 @@ class Comparison:
         Raises:
             UserError: the model can't be loaded, or can't make this size.
         """
-        self._make_references()
-        refused = self._convert()
+        self.session.make_references(self.config.component_names)
+        for dtype in self.config.dtypes:
+            self.session.convert(self.config.backend_names, self.config.component_names, dtype)
         for component, dtype in self.config.cases:
-            self._measure(component, dtype, refused)
+            self._measure(component, dtype)
             assert self.config.json is not None  # noqa: S101 - CpuConfig refuses None
             self.results.write(self.config.json)
         return self.results
 
-    def _worker(self, task: str, backend: str, components: list[str], dtype: str) -> Worker:
-        log = self.work / "logs" / f"{'-'.join([task, backend, *components, dtype])}.log"
-        return Worker(task, backend, components, replace(self.settings, dtype=dtype), log)
-
-    def _make_references(self) -> None:
-        with self._worker("reference", "eager", self.config.component_names, "float32") as worker:
-            try:
-                self.settings = Settings.from_json(worker.start()["settings"])
-            except WorkerError as error:
-                raise UserError(str(error)) from None
-
-    def _convert(self) -> dict[tuple[str, str], str]:
-        """Return why a backend can't run a precision, where it can't."""
-        refused = {}
-        for backend in self.config.backend_names:
-            for dtype in self.config.dtypes if backend in CONVERTED else ():
-                say(f"{backend} {dtype}: preparing {', '.join(self.config.component_names)}")
-                with self._worker("convert", backend, self.config.component_names, dtype) as worker:
-                    try:
-                        worker.start()
-                    except WorkerError as error:
-                        refused[backend, dtype] = str(error)
-        return refused
-
-    def _measure(self, component: str, dtype: str, refused: dict[tuple[str, str], str]) -> None:
+    def _measure(self, component: str, dtype: str) -> None:
         """Load one component in all backends, one after the other, and call it in turn."""
         with contextlib.ExitStack() as stack:
             workers = {}
             for backend in self.config.backend_names:
                 name = case_name(component, dtype, backend)
-                if (backend, dtype) in refused:
-                    self._skip(name, refused[backend, dtype])
+                if (backend, dtype) in self.session.refused:
+                    self._skip(name, self.session.refused[backend, dtype])
                     continue
-                worker = stack.enter_context(self._worker("serve", backend, [component], dtype))
+                worker = stack.enter_context(self.session.worker("serve", backend, [component], dtype))
                 try:
                     self.results.prepare_seconds[name] = worker.start()["prepare_seconds"]
                     workers[name] = worker
@@ -139,13 +114,6 @@ class Comparison:
         self.results.prepare_seconds.pop(name, None)
         self.results.skipped[name] = reason
         say(f"{name}: skipped: {reason}")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def main(argv: list[str]) -> None:

@@ -42,11 +42,13 @@ class Backend:
     """One backend's pictures, or the reason why it made none.
 
     ``prepare_seconds`` are by stage: export, convert, build, compile, load. ``size`` is that of its files. ``psnr`` is
-    the picture's against the reference, diffusers in float32. ``ratio`` is our seconds to this backend's, the median
-    over the rounds, and ``ratio_interval`` holds it with 95 % confidence. ``picture`` is a path relative to the file.
+    the picture's against the reference, diffusers in float32. ``ours_seconds`` are our totals in the same rounds;
+    ``ratio`` is ours to this backend's, the median over the rounds, ``ratio_interval`` holds it with 95 % confidence.
+    ``picture`` is a path relative to the file. ``resolution`` is ``WIDTHxHEIGHT`` in pixels.
     """
 
     name: str
+    resolution: str = ""
     skipped: str | None = None
     prepare_seconds: dict[str, float] = field(default_factory=dict)
     first_picture_seconds: float | None = None
@@ -58,6 +60,7 @@ class Backend:
     peak_memory: int | None = None
     size: int | None = None
     psnr: float | None = None
+    ours_seconds: list[float] = field(default_factory=list)
     ratio: float | None = None
     ratio_interval: list[float] | None = None
     picture: str | None = None
@@ -67,22 +70,29 @@ class Backend:
 class Rung:
     """The UNet with one more optimisation than the rung before; the first has none.
 
-    ``ratio`` is to the first rung, ``step_ratio`` to the rung before. ``psnr`` is against PyTorch in float32.
+    ``unet_seconds`` are of all steps of a picture, ``before_seconds`` those of the rung before in the same rounds.
+    ``step_ratio`` is to the rung before, ``ratio`` the product of all up to here. ``psnr`` is the UNet's against
+    PyTorch in float32. ``skipped`` tells why a rung was left out; the next is compared with the one before it then.
     """
 
     name: str
-    unet_seconds: list[float]
-    ratio: float
-    step_ratio: float
-    parameters: int
-    workspace: int
-    psnr: float
+    unet_seconds: list[float] = field(default_factory=list)
+    before_seconds: list[float] = field(default_factory=list)
+    ratio: float | None = None
+    step_ratio: float | None = None
+    parameters: int | None = None
+    workspace: int | None = None
+    psnr: float | None = None
     skipped: str | None = None
 
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """One attention layer's shape, computed in one way: plain, fused softmax or flash."""
+    """One attention layer's shape, computed in one way: plain, softmax (in one pass over stored scores) or flash.
+
+    ``calls`` of the UNet with guidance. ``memory`` is that of the tensors beside inputs and outputs, ``gflops`` are 1e9
+    multiplies and adds a second, ``psnr`` is against PyTorch in float64.
+    """
 
     layer: str
     heads: int
@@ -99,7 +109,11 @@ class AttentionRow:
 
 @dataclass(frozen=True)
 class WinogradRow:
-    """One 3x3 convolution, direct or by F(m x m). ``gflop`` counts its own multiplies and adds, transforms included."""
+    """One 3x3 convolution: direct, in tile registers (where the CPU has AMX), or by F(m x m), whose m is the method.
+
+    ``calls`` of the UNet with guidance. ``gflop`` are 1e9 multiplies and adds of its products, without transforms;
+    ``memory`` is that of packed weights and of tensors beside inputs and outputs, ``psnr`` is against float64.
+    """
 
     layer: str
     channels: int
@@ -122,6 +136,7 @@ class Throughput:
     """
 
     name: str
+    resolution: str
     steps: list[int]
     seconds: list[float]
     start_seconds: float
@@ -135,6 +150,7 @@ class Latency:
     """Seconds of many pictures of one backend, and their percentiles."""
 
     name: str
+    resolution: str
     seconds: list[float]
     p50: float
     p90: float
@@ -143,15 +159,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class TomeRow:
-    """A ratio of merged tokens. ``attention`` is flash or plain; ``name`` is the backend.
+    """A ratio of merged tokens. ``attention`` is flash or plain of ours, sdpa or math of diffusers (``name``).
 
-    ``accuracy`` and ``frechet`` are the demo judge's, None for other models or where they were not asked for.
+    ``plain_seconds`` are the UNet's at ratio 0 in the same rounds, ``unet_ratio`` the median of the pairs' ratios.
+    ``accuracy`` (the mean of the demo judge's four) and ``frechet`` are None where they were not asked for.
     """
 
     name: str
+    resolution: str
     ratio: float
     attention: str
     unet_seconds: list[float]
+    plain_seconds: list[float]
+    unet_ratio: float
     total_seconds: list[float]
     psnr_to_plain: float | None
     accuracy: float | None

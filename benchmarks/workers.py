@@ -64,6 +64,14 @@ class Worker:
         """
         return self._ask("run")
 
+    def draw(self, steps: int, warm: bool = True) -> dict[str, Any]:
+        """Have the worker draw a picture, see ``backends.worker.Painter``, and return its answer.
+
+        Raises:
+            WorkerError: it can't.
+        """
+        return self._ask(json.dumps({"steps": steps, "warm": warm}))
+
     def _ask(self, line: str) -> dict[str, Any]:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None  # noqa: S101 - both are pipes

@@ -27,6 +27,7 @@ from runtime import artifact
 from runtime.engine import Engine, set_num_threads
 from utils import units
 from utils.config import BuildConfig
+from utils.files import folder_size
 
 
 def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, float]:
@@ -152,6 +153,6 @@ def build(config: BuildConfig, plan: Plan) -> Path:
         artifact.write_manifest(make(built, time.perf_counter() - start), folder)
     if config.enable_cache:
         store(artifact.Artifact(config.output_dir), list(natives))
-    total = sum(path.stat().st_size for path in config.output_dir.rglob("*") if path.is_file())
+    total = folder_size(config.output_dir)
     print(f"saved {config.output_dir} ({units.size(total)}) in {units.seconds(time.perf_counter() - start)}")
     return config.output_dir

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from models.architectures import CLIP_LENGTH, Architecture, architecture
 from utils.command_line import existing_parent, flag, parse
 from utils.errors import UserError, choose, run_script
+from utils.files import folder_size
 from utils.units import size
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def main(argv: list[str]) -> None:
     print(f"drawing {config.arch} with seed {config.seed}", flush=True)
     checkpoint = random_checkpoint(config.arch, config.seed, config.prediction_type)
     save(checkpoint, config.output)
-    written = sum(path.stat().st_size for path in config.output.rglob("*") if path.is_file())
+    written = folder_size(config.output)
     print(f"wrote {config.output}: {size(written)}, {checkpoint.prediction_type}")
 
 

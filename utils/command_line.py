@@ -15,8 +15,11 @@ from utils.errors import UserError, choose, nearest
 Config = TypeVar("Config")
 
 
-def flag(default: Any, help: str, metavar: str | None = None) -> Any:
-    """Declare a dataclass field that is also a flag. A default of None reads as "decided later"."""
+def flag(default: Any, help: str, metavar: str | tuple[str, ...] | None = None) -> Any:
+    """Declare a dataclass field that is also a flag. A default of None reads as "decided later".
+
+    A flag whose type is a tuple takes as many words, each with its own ``metavar``.
+    """
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
 
 
@@ -44,8 +47,10 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field, annotat
         return
     if field.default is not None and field.default != "":
         text += f" (default: {field.default})"
+    parts = typing.get_args(kind)
+    words: dict[str, Any] = {"type": parts[0], "nargs": len(parts)} if parts else {"type": kind}
     parser.add_argument(
-        flag_name(field.name), type=kind, default=field.default, help=text, metavar=field.metadata["metavar"]
+        flag_name(field.name), default=field.default, help=text, metavar=field.metadata["metavar"], **words
     )
 
 
@@ -69,7 +74,7 @@ def parse(config: type[Config], argv: Sequence[str], description: str, examples:
         known = [flag_name(f.name) for f in dataclasses.fields(config)]  # type: ignore[arg-type]
         name = unknown[0].split("=")[0]
         raise UserError(f"unknown argument {name!r}{nearest(name, known)}; see --help")
-    return config(**vars(values))
+    return config(**{name: tuple(value) if type(value) is list else value for name, value in vars(values).items()})
 
 
 def parse_command(

@@ -33,6 +33,11 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def total_memory() -> int | None:
+    """Return the bytes of memory that the machine has, or None where the system doesn't tell."""
+    return _field(MEMINFO, "MemTotal")
+
+
 def available_memory() -> int | None:
     """Return the bytes that this process may still use without swapping, or None where the system doesn't tell.
 

@@ -24,7 +24,7 @@ from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size
 
-POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2))
+POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), 4, -4)
 GROUP_BLOCKS = 8  # register tiles of tiles in a group
 EFFICIENCY = 0.65  # of the register tile beside transforms, as measured at large pictures
 TRANSFORM_COST = 12  # multiply-adds in whose time one element is transformed

@@ -7,12 +7,12 @@ import torch
 import tvm
 from torch import nn
 
+from compiler import alone
+from compiler.alone import load
 from compiler.kernels.plan import Plan
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE
-from compiler.native import compile_component
 from compiler.optimisations import enabled
-from compiler.package import write_component
 from compiler.passes.dispatch import Tilings
 from compiler.pipeline import optimise
 from compiler.target import Cpu, resolve_target
@@ -20,7 +20,6 @@ from compiler.trace import trace
 from compiler.verify import Parity, verify
 from models.components import Component, Function
 from runtime import artifact
-from runtime.engine import Engine
 
 CPU = resolve_target("llvm")
 WITHOUT_UNIT = replace(CPU, machine=replace(CPU.machine, unit=None))
@@ -98,33 +97,6 @@ def after(
     return dict(optimise(trace(component).module, cpu, enabled(disable), None, set(), tilings))[phase]
 
 
-def manifest_of(components: dict[str, artifact.Component], tokenizer: artifact.File) -> artifact.Manifest:
-    """Return a manifest that only the engine needs to understand."""
-    return artifact.Manifest(
-        schema=artifact.SCHEMA,
-        model_name="test",
-        model_digest="0" * 64,
-        default_prompt=None,
-        target={"kind": "llvm"},
-        cpu_features=[],
-        dtype="float32",
-        height=8,
-        width=8,
-        batch_size=1,
-        latent_channels=4,
-        latent_scale=8,
-        vae_scaling_factor=1.0,
-        scheduler={},
-        tokenizer=tokenizer,
-        components=components,
-        optimisations={},
-        token_merging=None,
-        versions={},
-        build_seconds=0.0,
-        facts={},
-    )
-
-
 def component_of(module: nn.Module, x: torch.Tensor) -> Component:
     """Return a component with one function ``main`` of one input."""
     return Component("small", module.eval().requires_grad_(False), (Function("main", (("x", x),)),))
@@ -132,17 +104,7 @@ def component_of(module: nn.Module, x: torch.Tensor) -> Component:
 
 def save(component: Component, folder: Path, disable: str = "", cpu: Cpu = CPU) -> artifact.Component:
     """Compile ``component`` into ``folder`` and return its entry in the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    traced = trace(component)
-    return write_component(traced, compile_component(traced, cpu, enabled(disable), None), folder, {})
-
-
-def load(entry: artifact.Component, name: str, folder: Path) -> Engine:
-    """Return the engine of a component that ``save`` wrote."""
-    (folder / artifact.TOKENIZER).write_text("{}")
-    tokenizer = artifact.describe(folder / artifact.TOKENIZER, folder)
-    artifact.write_manifest(manifest_of({name: entry}, tokenizer), folder)
-    return Engine(artifact.Artifact(folder), name, tvm.cpu())
+    return alone.save(component, folder, cpu, disable)
 
 
 def parity(component: Component, folder: Path, disable: str = "", cpu: Cpu = CPU, dtype: str = "float32") -> Parity:

@@ -35,7 +35,7 @@ def convolve(shape, operand_rows, machine_, tile, size=1.0, seed=0):
     return result, reference, float(magnitude.max())
 
 
-@pytest.mark.parametrize("tile", [2, 4, 6])
+@pytest.mark.parametrize("tile", [2, 4, 6, 8])
 def test_the_matrices_filter(tile):
     at, g, bt = (np.array(matrix) for matrix in matrices(tile))
     random = np.random.default_rng(tile)

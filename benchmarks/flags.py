@@ -1,0 +1,129 @@
+"""What benchmark.py measures."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.peer import DTYPES, PEERS
+from benchmarks.config import MAX_RUNS, check_file, names
+from utils.command_line import existing_parent, flag
+from utils.config import DEMO_CHECKPOINT, MAX_STEPS, BuildConfig, SamplingConfig
+from utils.errors import UserError, choose
+
+MAX_RATIO = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """Which sections are measured, on what, how often, and where the figures go. Sizes are in pixels."""
+
+    json: Path | None = flag(None, "file of the results, in a folder that exists", metavar="FILE")
+    report: Path | None = flag(None, "folder of the report: index.html", metavar="DIR")
+    model: str = flag(str(DEMO_CHECKPOINT), "checkpoint, as for build.py")
+    backends: str | None = flag(
+        None, f"pictures side by side: {', '.join(PEERS)} (default: all, or tvm where --ladder or the like is given)"
+    )
+    steps: int = flag(5, "denoising steps of a picture")
+    scheduler_label: str | None = flag(None, "sampler, as for inference.py (default: the model's own)")
+    resolutions: str | None = flag(
+        None, "WIDTHxHEIGHT in pixels, separated by commas (default: the checkpoint's own)", metavar="WxH[,WxH]"
+    )
+    dtype: str = flag("float32", "float32 or bfloat16, of every backend")
+    num_threads: int | None = flag(None, "CPU threads of every backend (default: the physical cores)")
+    runs: int = flag(5, "measured runs of each, in turn")
+    warmups: int = flag(1, "runs before them that are not counted")
+    ladder: bool = flag(False, "the UNet from all optimisations off to all on, one more at a time")
+    attention: bool = flag(False, "attention layers of the UNet: plain, fused softmax, flash")
+    winograd: bool = flag(False, "3x3 convolutions of the UNet: direct and by F(m x m) of 2, 4, 6 and 8")
+    throughput: int = flag(0, "seconds of pictures of 1 to N steps, and the line through them", metavar="N")
+    latency_report: int = flag(0, "percentiles of N pictures", metavar="N")
+    tome_sweep: str | None = flag(
+        None, "ratios of merged tokens, 0 to 0.75, separated by commas", metavar="RATIO[,RATIO]"
+    )
+    judge_images: int = flag(0, "--tome-sweep: pictures a ratio that the demo model's judge scores", metavar="N")
+    compare: tuple[Path, Path] | None = flag(
+        None, "what became slower between two files of results? Exits with 1 if anything did", metavar=("OLD", "NEW")
+    )
+    work: Path = flag(Path("outputs/benchmark"), "folder of converted models and pictures, kept for the next run")
+
+    def __post_init__(self) -> None:
+        if self.compare is not None:
+            return
+        names("--backends", self.backends or "tvm", PEERS)
+        choose("--dtype", self.dtype, DTYPES)
+        check_file(self.json)
+        for name, value, low, high in (
+            ("--runs", self.runs, 1, MAX_RUNS),
+            ("--warmups", self.warmups, 0, MAX_RUNS),
+            ("--throughput", self.throughput, 0, MAX_STEPS),
+            ("--latency-report", self.latency_report, 0, 100_000),
+            ("--judge-images", self.judge_images, 0, 100_000),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"{name} must be from {low} to {high}, not {value}")
+        if self.throughput in (1, 2):
+            raise UserError(f"--throughput {self.throughput}: no line goes through so few points; name 3 steps or more")
+        if self.judge_images and self.tome_sweep is None:
+            raise UserError("--judge-images does nothing without --tome-sweep; add it")
+        self._check_folders()
+        SamplingConfig(steps=self.steps, num_threads=self.num_threads, output_dir=self.work)
+        for width, height in self.sizes:
+            BuildConfig(model=self.model, height=height, width=width, output_dir=self.work)
+        self.ratios  # noqa: B018 - refuses what is none
+
+    def _check_folders(self) -> None:
+        for name, folder in (("--work", self.work), ("--report", self.report)):
+            if folder is None:
+                continue
+            parent = existing_parent(folder)
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise UserError(f"{name} {folder}: no folder can be made in {parent}")
+
+    @property
+    def asks_for_sections(self) -> bool:
+        """Whether anything but pictures side by side is asked for."""
+        asked = (self.ladder, self.attention, self.winograd, self.throughput, self.latency_report)
+        return any(asked) or self.tome_sweep is not None
+
+    @property
+    def backend_names(self) -> list[str]:
+        """The backends that draw."""
+        usual = "tvm" if self.asks_for_sections else ",".join(PEERS)
+        return names("--backends", usual if self.backends is None else self.backends, PEERS)
+
+    @property
+    def compares_backends(self) -> bool:
+        """Whether the section of pictures side by side is asked for."""
+        return self.backends is not None or not self.asks_for_sections
+
+    @property
+    def sizes(self) -> list[tuple[int | None, int | None]]:
+        """Width and height of each resolution, None for the checkpoint's own."""
+        if self.resolutions is None:
+            return [(None, None)]
+        found: list[tuple[int | None, int | None]] = []
+        for word in self.resolutions.split(","):
+            width, _, height = word.strip().partition("x")
+            if not (width.isdecimal() and height.isdecimal()):
+                raise UserError(f"--resolutions {word.strip()!r} is no WIDTHxHEIGHT such as 512x512")
+            found.append((int(width), int(height)))
+        return found
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratios of --tome-sweep, each once."""
+        if self.tome_sweep is None:
+            return []
+        found = []
+        for word in self.tome_sweep.split(","):
+            try:
+                ratio = float(word)
+            except ValueError:
+                raise UserError(f"--tome-sweep {word.strip()!r} is no number") from None
+            if not (math.isfinite(ratio) and 0 <= ratio <= MAX_RATIO):
+                raise UserError(f"--tome-sweep: ratios are from 0 to {MAX_RATIO}, not {word.strip()}")
+            found.append(ratio)
+        return list(dict.fromkeys(found))
