@@ -80,9 +80,9 @@ class _Attention(nn.Module):
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Take [B, N, C] and [B, M, C] twice, return [B, N, C]."""
-        parts = [x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2) for x in (q, k, v)]
-        mixed = nn.functional.scaled_dot_product_attention(*parts)
-        return mixed.transpose(1, 2).reshape(q.shape)
+        q, k, v = (x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2) for x in (q, k, v))
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class _Conv(nn.Module):

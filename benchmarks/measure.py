@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from backends.peer import GUIDANCE_SCALE, PROMPT, SEED, Settings
-from benchmarks import compare, schema
+from benchmarks import schema
+from benchmarks.compare import compare_files
 from benchmarks.flags import BenchmarkConfig
 from benchmarks.ladder import ladder
 from benchmarks.layers import attention_rows, winograd_rows
@@ -102,5 +103,5 @@ def run(config: BenchmarkConfig) -> None:
         UserError: a model, size or file that can't be used.
     """
     if config.compare is not None:
-        sys.exit(compare.compare_files(*config.compare))
+        sys.exit(compare_files(*config.compare))
     Measurement(config).run()

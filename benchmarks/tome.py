@@ -90,7 +90,7 @@ def _row(
 
 def _psnr(first: str, second: str) -> float:
     with Image.open(first) as a, Image.open(second) as b:
-        return round(min(psnr(np.asarray(a, np.float32), np.asarray(b, np.float32)), EQUAL), 2)
+        return round(max(-EQUAL, min(psnr(np.asarray(a, np.float32), np.asarray(b, np.float32)), EQUAL)), 2)
 
 
 def _judged(session: Session, images: int) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import torch
 from fake_artifact import write_artifact
 
 from backends import peer, tvm
+from backends.converted import Converted
 from backends.eager import Eager
+from backends.onnxruntime import OnnxRuntime
 from backends.openvino import OpenVino
 from backends.openvino_picture import PictureConfig
-from backends.peer import COMMAND, FUNCTIONS, PEERS, Settings
-from backends.reference import make_references
+from backends.peer import COMMAND, FUNCTIONS, PEERS, PICTURE, SEED, Settings
+from backends.reference import load_parts, make_references
 from models.random_checkpoint import random_checkpoint
 from runtime.quality import psnr
 from utils.errors import UserError
@@ -97,7 +99,82 @@ def test_a_picture_is_not_for_eager(settings):
         Eager(settings).prepare(COMMAND)
 
 
+# --- whole pictures ---
+
+
+def test_eager_draws_the_reference(settings):
+    make_references(replace(settings, folder=settings.folder.parent), [PICTURE])
+    eager = Eager(settings)
+    assert set(eager.prepare(PICTURE)) == {"load"}
+    made = eager.draw(SEED, settings.steps)
+    assert np.array_equal(made.picture, settings.reference(PICTURE))
+    assert min(made.text_seconds, made.unet_seconds, made.vae_seconds) > 0
+    again = eager.draw(SEED, settings.steps)
+    assert again.text_seconds > 1e-4, "the prompt is encoded anew"
+    assert not np.array_equal(eager.draw(SEED, 1).picture, made.picture)
+    assert eager.size() is None and eager.peak_memory() > 1e7
+
+
+def test_a_loop_around_any_models_draws_the_reference(settings, tmp_path):
+    """With PyTorch's own modules as the models: text encoder, UNet and decoder of the same checkpoint."""
+    make_references(replace(settings, folder=settings.folder.parent), [PICTURE])
+
+    class Modules(Converted):
+        name = stage = "modules"
+        folder = tmp_path
+
+        def write(self, part, folder):
+            (folder / "part").write_text(part.name)
+
+        def open(self, folder):
+            module = load_parts(settings)[1][(folder / "part").read_text()].module
+            return lambda *inputs: module(*(torch.from_numpy(value) for value in inputs)).detach().numpy()
+
+    made = Modules(settings)
+    made.convert([PICTURE])
+    assert set(made.prepare(PICTURE)) == {"modules", "load"}
+    drawn = made.draw(SEED, settings.steps)
+    assert psnr(settings.reference(PICTURE), drawn.picture) > 60
+    assert made.size() > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "variant"),
+    [
+        ({}, "float32"),
+        ({"dtype": "bfloat16", "tome_ratio": 0.5}, "bfloat16-tome-0.5"),
+        ({"attention": "math"}, "float32-math"),
+    ],
+)
+def test_what_is_run_of_a_model_has_a_folder_of_its_own(settings, changes, variant):
+    other = replace(settings, **changes)
+    assert other.variant == variant and other.artifact == settings.folder / f"artifact-{variant}"
+    assert replace(settings, disable="layout").variant != replace(settings, disable="fusion").variant
+    assert replace(settings, artifacts_dir=settings.folder).artifact == settings.folder
+
+
+def test_the_sampler_and_steps_name_the_picture(settings):
+    other = replace(settings, scheduler_label="euler", steps=3)
+    assert other.component_folder(PICTURE).name == "picture-3-steps-euler"
+    assert other.component_folder("unet") == settings.component_folder("unet")
+
+
 # --- tvm ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"tome_ratio": 0.25}, {"--tome-ratio": 0.25}),
+        ({"disable": "layout,fusion"}, {"--disable": "layout,fusion", "--enable-cache": 0}),
+    ],
+)
+def test_the_build_has_the_variant_s_flags(built, changes, flags):
+    settings, builds = built
+    tvm.Tvm(replace(settings, **changes)).convert(["unet"])
+    ((arguments, given),) = builds
+    assert ("--apply-tome" in arguments) == ("tome_ratio" in changes)
+    assert flags.items() <= given.items()
 
 
 @pytest.fixture
@@ -165,11 +242,11 @@ def test_run_python_tells_the_last_line():
         tvm.run_python(["-c", "import sys; sys.exit(3)"], {})
 
 
-# --- openvino ---
+# --- openvino and onnxruntime ---
 
 
 def test_openvino_that_is_not_installed(settings, monkeypatch):
-    monkeypatch.setattr("backends.openvino.find_spec", lambda name: None)
+    monkeypatch.setattr("backends.converted.find_spec", lambda name: None)
     assert "pip install -r requirements-bench.txt" in OpenVino(settings).unavailable()
 
 
@@ -185,6 +262,19 @@ def test_openvino_computes_the_same(settings):
     assert set(made.prepare("text_encoder")) == {"convert", "load"}
     assert psnr(settings.reference("text_encoder"), made.run(settings.inputs("text_encoder"))) > 100
     assert sorted(os.listdir(folder)) == ["text_encoder"]
+
+
+def test_onnxruntime_computes_the_same(settings):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    made = OnnxRuntime(settings)
+    made.convert(["text_encoder"])
+    assert set(made.prepare("text_encoder")) == {"export", "load"}
+    assert psnr(settings.reference("text_encoder"), made.run(settings.inputs("text_encoder"))) > 100
+
+
+def test_onnxruntime_has_no_bfloat16(settings):
+    assert "no bfloat16" in OnnxRuntime(replace(settings, dtype="bfloat16")).unavailable()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_the_table_has_every_case():
         (["--json", "{0}"], "is a folder"),
         (["--json", "{0}/none/a.json"], "there is no folder"),
         (["--json", "{0}/a.json", "--backends", "eager,openvni"], "'openvni' is unknown (did you mean openvino?)"),
-        (["--json", "{0}/a.json", "--backends", ""], "choose from: eager, compile, openvino, tvm"),
+        (["--json", "{0}/a.json", "--backends", ""], "choose from: eager, compile, onnxruntime, openvino, tvm"),
         (["--json", "{0}/a.json", "--components", "unt"], "did you mean unet?"),
         (["--json", "{0}/a.json", "--dtype", "float16"], "choose from: float32, bfloat16"),
         (["--json", "{0}/a.json", "--runs", "0"], "--runs must be from 1"),

@@ -1,0 +1,75 @@
+"""The flags of benchmark.py: what they ask for, and what is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from backends.peer import PEERS
+from benchmarks.flags import BenchmarkConfig
+from utils.command_line import parse
+from utils.errors import UserError
+
+
+def config(*words):
+    return parse(BenchmarkConfig, ["--json", "a.json", *words], "", "")
+
+
+def test_all_backends_draw_unless_a_section_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config().backend_names == list(PEERS) and config().compares_backends
+    assert config("--ladder").backend_names == ["tvm"] and not config("--ladder").compares_backends
+    for flags in (["--throughput", "3"], ["--latency-report", "9"], ["--tome-sweep", "0"], ["--winograd"]):
+        assert not config(*flags).compares_backends
+    both = config("--attention", "--backends", "tvm,eager,tvm")
+    assert both.compares_backends and both.backend_names == ["tvm", "eager"]
+
+
+def test_resolutions_are_width_and_height(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config().sizes == [(None, None)]
+    assert config("--resolutions", "512x768, 64x64").sizes == [(512, 768), (64, 64)]
+
+
+def test_ratios(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config().ratios == [] and config("--tome-sweep", "0,0.2,0.2,.75").ratios == [0.0, 0.2, 0.75]
+
+
+def test_two_files_are_compared_and_nothing_else_is_looked_at():
+    made = parse(BenchmarkConfig, ["--compare", "old.json", "new.json"], "", "")
+    assert made.compare == (Path("old.json"), Path("new.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--backends", "openvin"], "did you mean openvino?"),
+        (["--dtype", "float16"], "choose from: float32, bfloat16"),
+        (["--runs", "0"], "--runs must be from 1"),
+        (["--warmups", "-1"], "--warmups must be from 0"),
+        (["--throughput", "2"], "name 3 steps or more"),
+        (["--latency-report", "-1"], "--latency-report must be from 0"),
+        (["--judge-images", "9"], "does nothing without --tome-sweep"),
+        (["--tome-sweep", "0,nan"], "ratios are from 0 to 0.75, not nan"),
+        (["--tome-sweep", "0.8"], "ratios are from 0 to 0.75"),
+        (["--tome-sweep", "0,"], "is no number"),
+        (["--resolutions", "512"], "'512' is no WIDTHxHEIGHT"),
+        (["--resolutions", "512x513"], "--height must be a multiple of 8"),
+        (["--steps", "0"], "--steps must be from 1"),
+        (["--json", "none/a.json"], "there is no folder"),
+        (["--report", "file/x"], "--report"),
+        (["--compare", "a.json"], "expected 2 arguments"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_flags(tmp_path, monkeypatch, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError) as caught:
+        config(*flags)
+    assert words in str(caught.value)
+
+
+def test_the_file_is_needed():
+    with pytest.raises(UserError, match="--json is missing"):
+        parse(BenchmarkConfig, [], "", "")
