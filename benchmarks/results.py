@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.statistics import interval
+
 OURS = "tvm"
-CONFIDENCE = 0.95
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return an interval for the median with at least 95 % confidence; of fewer than six values it is their range.
-
-    The k-th smallest and the k-th largest of n values enclose the median but for a chance of 2 P(Binomial(n, 1/2) < k).
-    """
-    ordered, k = sorted(values), 1
-    while 2 * sum(math.comb(len(ordered), i) for i in range(k + 1)) / 2 ** len(ordered) <= 1 - CONFIDENCE:
-        k += 1
-    return ordered[k - 1], ordered[-k]
 
 
 def case_name(component: str, dtype: str, backend: str) -> str:

@@ -3,22 +3,17 @@
 import json
 import math
 import os
-import statistics
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from backends.peer import Settings
 from benchmarks import cpu
 from benchmarks.config import CpuConfig
-from benchmarks.results import Results, interval
+from benchmarks.results import Results
 from benchmarks.workers import WorkerError
 from utils.command_line import parse
 from utils.errors import UserError
-
-SECONDS = st.floats(1e-4, 1e3)
 
 
 def results(**seconds):
@@ -40,21 +35,6 @@ def test_without_our_own_seconds_there_are_no_ratios():
 def test_precisions_are_kept_apart():
     mixed = Results({}, seconds={"unet_float32_tvm": [1.0], "unet_bfloat16_openvino": [4.0]})
     assert mixed.pairs() == {}
-
-
-@given(st.lists(SECONDS, min_size=1, max_size=40))
-def test_the_interval_encloses_the_median(values):
-    low, high = interval(values)
-    assert low in values and high in values and low <= statistics.median(values) <= high
-    if len(values) < 6:
-        assert (low, high) == (min(values), max(values))
-
-
-@pytest.mark.parametrize(("count", "left_out"), [(5, 0), (8, 0), (9, 1), (20, 5), (100, 39)])
-def test_the_interval_is_as_narrow_as_its_confidence_allows(count, left_out):
-    """The numbers are those of the usual table of order statistics for a median at 95 %."""
-    assert interval(range(count)) == (left_out, count - 1 - left_out)
-    assert 2 * sum(math.comb(count, i) for i in range(left_out + 1)) / 2**count <= 0.05 or count < 6
 
 
 def test_the_file_is_replaced_whole_or_not_at_all(tmp_path):
