@@ -127,7 +127,7 @@ def split(pairs):
     return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(FILES)
 def test_swapping_the_files_swaps_slower_and_faster(pairs):
     old, new = split(pairs)
@@ -137,14 +137,14 @@ def test_swapping_the_files_swaps_slower_and_faster(pairs):
     assert all(change.ratio * back[name].ratio == pytest.approx(1) for name, change in there.items())
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(FILES, st.randoms(use_true_random=False))
 def test_the_order_of_runs_says_nothing(pairs, rng):
     mixed = {name: tuple(rng.sample(runs, len(runs)) for runs in pair) for name, pair in pairs.items()}
     assert compare(*split(mixed)) == compare(*split(pairs))
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(FILES, st.integers(-20, 20))
 def test_the_unit_of_time_says_nothing(pairs, power):
     scaled = {name: tuple(slower(runs, 2.0**power) for runs in pair) for name, pair in pairs.items()}
