@@ -1,12 +1,13 @@
 # make demo: install, compile the demo model, draw a picture.  make test: install, check, test.
-# make bench: compare with diffusers, torch.compile and OpenVINO on this CPU.
+# make bench: compare pictures with diffusers, torch.compile, ONNX Runtime and OpenVINO on this CPU; make bench-sd15: at
+# SD 1.5's size, in an hour.
 # make test-long: faults at many more moments.  make audit: look the dependencies up in a list of known weaknesses.
 # make lock: write the versions and hashes that tests run with.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint bench audit lock clean
+.PHONY: demo test test-long lint bench bench-sd15 audit lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python build.py --output-dir artifacts
@@ -25,7 +26,11 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-bench
 	mkdir -p outputs
-	$(BIN)/python -m benchmarks.cpu --json outputs/benchmark.json
+	$(BIN)/python benchmark.py --json outputs/benchmark.json --report outputs/report
+
+bench-sd15: $(VENV)/.installed-bench
+	mkdir -p outputs
+	$(BIN)/python benchmark.py --model random:sd15 --json outputs/benchmark-sd15.json --report outputs/report-sd15
 
 audit: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
