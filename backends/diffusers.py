@@ -25,6 +25,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestra
 import schedulers
 from models.assembly import quiet
 from models.checkpoint import Checkpoint, load_checkpoint
+from runtime.recording import STEPS, Phase
 from utils.config import BaselineConfig, TokenMerging
 from utils.cpu import physical_cores
 from utils.errors import UserError
@@ -34,14 +35,19 @@ from utils.errors import UserError
 class Generated:
     """One picture, uint8 [H, W, 3], its latent before decoding, float32 [4, h, w], and where its time went.
 
-    ``step_seconds`` has one entry a scheduler step, UNet call included.
+    A step is one of the scheduler's, UNet call included.
     """
 
     picture: np.ndarray
     latent: np.ndarray
-    text_seconds: float
-    step_seconds: list[float]
-    decode_seconds: float
+    text: Phase
+    steps: list[Phase]
+    decode: Phase
+
+    @property
+    def phases(self) -> list[Phase]:
+        """Text, steps and decode in their order."""
+        return [self.text, *self.steps, self.decode]
 
 
 class DiffusersBackend:
@@ -122,16 +128,16 @@ class DiffusersBackend:
         start = time.perf_counter()
         context, negative_context = self.encode(prompt, negative_prompt)
         encoded = time.perf_counter()
-        latent, step_seconds = self._sample(context, negative_context, seed, self.steps if steps is None else steps)
+        latent, phases = self._sample(context, negative_context, seed, self.steps if steps is None else steps)
         sampled = time.perf_counter()
         with torch.no_grad():
             picture = self._decode(latent)
-        decoded = time.perf_counter()
-        return Generated(picture, latent[0].float().cpu().numpy(), encoded - start, step_seconds, decoded - sampled)
+        text, decode = Phase("text", "text", start, encoded), Phase("decode", "decode", sampled, time.perf_counter())
+        return Generated(picture, latent[0].float().cpu().numpy(), text, phases, decode)
 
     def _sample(
         self, context: torch.Tensor, negative_context: torch.Tensor | None, seed: int, steps: int
-    ) -> tuple[torch.Tensor, list[float]]:
+    ) -> tuple[torch.Tensor, list[Phase]]:
         generator = torch.Generator("cpu").manual_seed(seed)
         noise = torch.randn(self.latent_shape, generator=generator)
         times = [time.perf_counter()]
@@ -156,7 +162,8 @@ class DiffusersBackend:
             )
         if not torch.isfinite(result.images).all():
             raise UserError("the latent has NaN or Inf; try another --scheduler-label or --dtype float32")
-        return result.images, [after - before for before, after in itertools.pairwise(times)]
+        spans = enumerate(itertools.pairwise(times), 1)
+        return result.images, [Phase(STEPS, f"step {number}", *span) for number, span in spans]
 
     def _decode(self, latent: torch.Tensor) -> np.ndarray:
         image = self.pipe.vae.decode(latent / self.checkpoint.vae_scaling_factor, return_dict=False)[0]

@@ -39,7 +39,7 @@ class Eager(Peer):
         """Draw with diffusers' own pipeline."""
         self.backend.encode.cache_clear()
         made = self.backend.generate(PROMPT, "", seed, steps)
-        return Drawn(made.picture, made.text_seconds, sum(made.step_seconds), made.decode_seconds)
+        return Drawn(made.picture, made.text.seconds, sum(step.seconds for step in made.steps), made.decode.seconds)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Call the module."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from markupsafe import Markup
 from benchmarks import plot_style, plots, report_tables, schema
 from benchmarks.report_pictures import Grid, backend_grids, tome_grids
 from benchmarks.report_tables import Table, median
+from utils.files import write_whole
 
 FILES = Path(__file__).with_name("report_files")
 
@@ -152,12 +152,7 @@ def write_report(results: schema.Results, base: Path, folder: Path) -> Path:
         style=Markup((FILES / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         script=Markup((FILES / "report.js").read_text(encoding="utf-8")),  # noqa: S704 - our own file
     )
-    temporary = folder / f".index-{secrets.token_hex(4)}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
     return path
 
 

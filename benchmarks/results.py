@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.statistics import interval
+from utils.files import write_whole
 
 OURS = "tvm"
 
@@ -60,12 +59,7 @@ class Results:
 
     def write(self, path: Path) -> None:
         """Write the JSON. The file is replaced whole or not at all."""
-        temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n")
 
     def table(self) -> str:
         """Return a line for each case: median seconds, our ratio to it with its interval, PSNR."""

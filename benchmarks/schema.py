@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from utils.decoding import decode
 from utils.errors import UserError
+from utils.files import write_whole
 
 SCHEMA = 1
 ADVICE = "make it again with benchmark.py --json"
@@ -214,10 +213,4 @@ def read(path: Path) -> Results:
 
 def write(results: Results, path: Path) -> None:
     """Write a file of results, whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}.tmp")
-    try:
-        text = json.dumps(dataclasses.asdict(results), indent=1, allow_nan=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(dataclasses.asdict(results), indent=1, allow_nan=False) + "\n")

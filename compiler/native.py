@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 
 from compiler.codegen import NativeCode, generate
+from compiler.costs import kernels
 from compiler.graph import split_params
-from compiler.kernels.plan import KERNEL
 from compiler.passes.dispatch import Tilings
 from compiler.passes.lift_context import CONTEXT
-from compiler.passes.schedule import ORIGIN
 from compiler.pipeline import optimise
 from compiler.target import Cpu
 from compiler.trace import Traced
-from runtime.artifact import FunctionType, Packing, TensorType
+from runtime.artifact import FunctionType, Kernel, Packing, TensorType
 
 ShapeAndType = tuple[list[int], str]
 
@@ -29,17 +28,22 @@ class Native:
     """A compiled component.
 
     ``packing`` says how each packed parameter is made and ``packed_types`` what it is, both in the order in which every
-    function takes them; ``functions`` are the manifest's; ``origins`` tells for each kernel by symbol what it is: a
-    kernel of ours by name, or "rule". ``used`` names the optimisations that changed anything.
+    function takes them; ``functions`` are the manifest's; ``kernels`` are all kernels by symbol, those that pack
+    parameters too. ``used`` names the optimisations that changed anything.
     """
 
     code: NativeCode
     packing: dict[str, Packing]
     packed_types: dict[str, ShapeAndType]
     functions: dict[str, FunctionType]
-    origins: dict[str, str]
+    kernels: dict[str, Kernel]
     used: list[str]
     seconds: float
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """What each kernel is, by symbol: a kernel of ours by name, or "rule"."""
+        return {symbol: kernel.origin for symbol, kernel in self.kernels.items()}
 
 
 def _tensor(kind: relax.TensorType) -> ShapeAndType:
@@ -84,15 +88,6 @@ def _functions(traced: Traced, module: tvm.IRModule) -> dict[str, FunctionType]:
     return found
 
 
-def _origins(module: tvm.IRModule) -> dict[str, str]:
-    found = {}
-    for variable, function in module.functions_items():
-        if isinstance(function, tirx.PrimFunc):
-            attrs = function.attrs or {}
-            found[variable.name_hint] = str(attrs[KERNEL]) if KERNEL in attrs else str(attrs.get(ORIGIN, "bare"))
-    return found
-
-
 def compile_component(
     traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, tilings: Tilings | None = None
 ) -> Native:
@@ -101,7 +96,7 @@ def compile_component(
     functions: dict[str, FunctionType] = {}
     packing: dict[str, Packing] = {}
     packed_types: dict[str, ShapeAndType] = {}
-    origins: dict[str, str] = {}
+    called: dict[str, Kernel] = {}
     used: set[str] = set()
     module = traced.module
     for phase, compiled in optimise(traced.module, cpu, on, debug_dir, used, tilings):
@@ -112,7 +107,7 @@ def compile_component(
             _, parameters = split_params(module[next(iter(functions))])
             packed_types = {name: _tensor(var.ty) for name, var in zip(packing, parameters, strict=True)}
         if phase == "rest":
-            origins = _origins(module)
+            called = kernels(module, functions)
     functions = {name: replace(kind, workspace=_workspace(module[name])) for name, kind in functions.items()}
     code = generate(traced.name, module, cpu.target)
-    return Native(code, packing, packed_types, functions, origins, sorted(used), time.perf_counter() - start)
+    return Native(code, packing, packed_types, functions, called, sorted(used), time.perf_counter() - start)

@@ -45,6 +45,7 @@ def write_component(traced: Traced, native: Native, folder: Path, facts: dict[st
         parameters=describe(parameters, folder, digest),
         packing=native.packing,
         functions=native.functions,
+        kernels={symbol: kernel for symbol, kernel in native.kernels.items() if kernel.calls},
         psnr={},
         time_share={},
         raw_bytes=sum(value.nbytes for value in traced.parameters.values()),

@@ -16,7 +16,7 @@ import utils.decoding
 from utils.digests import known_digests, remember, sha256
 from utils.errors import UserError
 
-SCHEMA = 4
+SCHEMA = 5
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -66,23 +66,43 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A native function of a component: which kernel it is, what one call costs, and its calls by function.
+
+    ``origin`` is the name of a kernel of ours, or "rule". ``flops`` are those of the operator that it stands for,
+    ``bytes`` its inputs, weights and results, each moved once; see ``compiler.costs``.
+    """
+
+    origin: str
+    flops: int
+    bytes: int
+    calls: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Component:
     """One compiled part: functions x shapes over one parameter file.
 
     Every function takes its inputs, then all parameters in the order of ``packing``. ``psnr`` is in dB against PyTorch,
-    per function; ``time_share`` the share of estimated time by record, kernel and rule. ``optimisations`` names those
-    that changed it, and ``facts`` what else decided it: both tell whether it has to be built anew.
+    per function; ``kernels`` has the native functions that these call, by symbol; ``time_share`` the share of estimated
+    time by record, kernel and rule. ``optimisations`` names those that changed it, and ``facts`` what else decided it:
+    both tell whether it has to be built anew.
     """
 
     library: File
     parameters: File
     packing: dict[str, Packing]
     functions: dict[str, FunctionType]
+    kernels: dict[str, Kernel]
     psnr: dict[str, float]
     time_share: dict[str, float]
     raw_bytes: int
     optimisations: list[str]
     facts: dict[str, str]
+
+    def flops(self, function: str) -> int:
+        """Return the FLOPs of one call of ``function``, without those of its context."""
+        return sum(kernel.flops * kernel.calls.get(function, 0) for kernel in self.kernels.values())
 
 
 @dataclass(frozen=True)

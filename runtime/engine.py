@@ -19,6 +19,11 @@ from utils.errors import UserError
 from utils.signals import undisturbed
 
 REASON = 200  # characters of the library's own message
+Around = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+def _alone(_function: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 def set_num_threads(num_threads: int | None) -> int:
@@ -66,6 +71,7 @@ class Engine:
         self.description = artifact.manifest.components[component]
         self.component = component
         self._observed = False
+        self._around: Around = _alone
         self.device = device
         library, parameters = (artifact.path(f) for f in (self.description.library, self.description.parameters))
         if not is_whole(library):
@@ -118,7 +124,7 @@ class Engine:
             UserError: it does not take them: the manifest or the parameter file is not the one it was built with.
         """
         try:
-            with undisturbed() if self._observed else contextlib.nullcontext():
+            with undisturbed() if self._observed else contextlib.nullcontext(), self._around(function):
                 return self._machine[function](*tensors, *self._parameters)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
@@ -140,10 +146,11 @@ class Engine:
         """Free the tensors' memory that TVM keeps for further calls, of all engines."""
         tvm.get_global_func("vm.builtin.memory_manager.clear")()
 
-    def instrument(self, observer: Callable[..., object] | None) -> None:
+    def instrument(self, observer: Callable[..., object] | None, around: Around = _alone) -> None:
         """Have ``observer(function, name, before, result, *arguments)`` called around every kernel.
 
-        Ctrl-C then waits for the end of a function's call: the library can't be left from within an observer.
+        Each function of the library is called within ``around(function)``. Ctrl-C then waits for the end of a
+        function's call: the library can't be left from within an observer.
         """
-        self._observed = observer is not None
+        self._observed, self._around = observer is not None, around
         self._machine.set_instrument(observer)

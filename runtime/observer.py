@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -20,7 +22,7 @@ class Observer(ABC):
 
     def __enter__(self: Self) -> Self:
         for component, engine in self._engines.items():
-            engine.instrument(self._observer(component))
+            engine.instrument(self._observer(component), functools.partial(self._around, component))
         return self
 
     def __exit__(
@@ -32,3 +34,7 @@ class Observer(ABC):
     @abstractmethod
     def _observer(self, component: str) -> Callable[..., int]:
         """Return what is called around each kernel of a component, see ``Engine.instrument``."""
+
+    def _around(self, _component: str, _function: str) -> contextlib.AbstractContextManager[None]:
+        """Return what each call of a component's function is made within."""
+        return contextlib.nullcontext()

@@ -56,7 +56,8 @@ class Step:
     """One step done. Arrays are float32 [pictures, C, h, w] and must not be written to.
 
     ``index`` counts from 0 to ``count`` - 1; ``timestep`` and ``sigma`` are where the UNet was called, ``eps`` is its
-    output after guidance (epsilon or v, as the model was trained), ``x_t`` the latents after the step.
+    output after guidance (epsilon or v, as the model was trained), ``x_t`` the latents after the step. It began at
+    ``start``, by ``time.perf_counter``, and took ``seconds``.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Step:
     sigma: float
     x_t: np.ndarray
     eps: np.ndarray
+    start: float
     seconds: float
 
 
@@ -93,7 +95,7 @@ class Pipeline:
                 "build the artifact again"
             )
         target = engine.resolve_device(device, self.manifest)
-        engine.set_num_threads(num_threads)
+        self.num_threads = engine.set_num_threads(num_threads)
         self.engines = {name: engine.Engine(artifact, name, target) for name in FUNCTIONS}
         self.batch_size, *latent_shape = self.manifest.components["unet"].functions["unguided"].inputs[0].shape
         self.latent_shape = tuple(latent_shape)
@@ -139,7 +141,7 @@ class Pipeline:
             eps = self._predict(request, scheduler.scale_model_input(x_t, i), t, unet)
             x_t = scheduler.step(eps, i, x_t, noise)
             seconds = time.perf_counter() - start
-            yield Step(i, count, float(t), float(scheduler.sigmas[i]), x_t, eps, seconds)
+            yield Step(i, count, float(t), float(scheduler.sigmas[i]), x_t, eps, start, seconds)
             where = f" at step {i + 1} of {count} (timestep {t:g})"
             _require_finite(eps, "unet", where)
             _require_finite(x_t, "scheduler", where)

@@ -7,8 +7,9 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import schedulers
 from runtime.artifact import Artifact, Manifest
 from runtime.picture import PictureInfo, save_picture, to_uint8
 from runtime.pipeline import NotFinite, Pipeline, Request, Step
+from runtime.recording import STEPS, Phase, Recording
 from schedulers import Scheduler
 from utils import units
 from utils.config import RunConfig
+from utils.cpu import cpu_name
 from utils.memory import peak_memory
 from utils.progress import progress, say
 
@@ -36,13 +39,19 @@ class Seconds:
     text: float = 0
     steps: float = 0
     decode: float = 0
+    note: Callable[[Phase], object] = lambda _phase: None  # a profiler's, to tell it of each phase
+
+    def add(self, phase: Phase) -> None:
+        """Add a phase to its part."""
+        setattr(self, phase.part, getattr(self, phase.part) + phase.seconds)
+        self.note(phase)
 
     @contextlib.contextmanager
     def measure(self, part: str) -> Iterator[None]:
         """Add the time of a ``with`` block to one part."""
         start = time.perf_counter()
         yield
-        setattr(self, part, getattr(self, part) + time.perf_counter() - start)
+        self.add(Phase(part, part, start, time.perf_counter()))
 
     def summary(self, steps: int) -> str:
         """Return the line that ends a run of ``steps`` steps in all."""
@@ -120,22 +129,24 @@ def run(config: RunConfig) -> None:
     say(f"seed {seeds[0]}" + (f" to {seeds[-1]}" if len(seeds) > 1 else ""))
     batches = [seeds[i : i + pipeline.batch_size] for i in range(0, len(seeds), pipeline.batch_size)]
     steps = len(batches) * len(scheduler.timesteps)
-    with _observer(config, pipeline) as profiler:
+    saved: list[Path] = []
+    with _observer(config, pipeline, seconds) as profiler:
         info = picture_info(request, scheduler, artifact.manifest)
-        for _ in progress(_draw(config, pipeline, request, info, batches, seconds), "steps", steps):
+        for _ in progress(_draw(config, pipeline, request, info, batches, seconds, saved), "steps", steps):
             pass
     say(seconds.summary(steps))
     if profiler is not None:
-        say(profiler.report())
+        say(_profile(profiler.recording(), pipeline, request, saved[0]))
 
 
 @contextlib.contextmanager
-def _observer(config: RunConfig, pipeline: Pipeline) -> Iterator[Any]:
+def _observer(config: RunConfig, pipeline: Pipeline, seconds: Seconds) -> Iterator[Any]:
     """Give the profiler where it is asked for. With --enable-debug alone, tell where a NaN or an Inf begins."""
     if config.enable_profiling:
         from runtime.profiler import Profiler
 
         with Profiler(pipeline.engines) as profiler:
+            seconds.note = profiler.note
             yield profiler
     elif config.enable_debug:
         from runtime.watch import Watch
@@ -151,6 +162,25 @@ def _observer(config: RunConfig, pipeline: Pipeline) -> Iterator[Any]:
         yield None
 
 
+def _profile(recording: Recording, pipeline: Pipeline, request: Request, picture: Path) -> str:
+    """Write a profile beside ``picture`` and return its tables."""
+    from runtime.profile import Subject
+    from runtime.profile_tables import finish
+
+    manifest = pipeline.manifest
+    subject = Subject(
+        side=recording.side,
+        model=manifest.model_name,
+        device=cpu_name(),
+        num_threads=pipeline.num_threads,
+        dtype=manifest.dtype,
+        height=manifest.height,
+        width=manifest.width,
+        guidance_scale=request.guidance_scale,
+    )
+    return finish(recording, subject, picture)
+
+
 def _draw(
     config: RunConfig,
     pipeline: Pipeline,
@@ -158,17 +188,19 @@ def _draw(
     info: PictureInfo,
     batches: list[list[int]],
     seconds: Seconds,
+    saved: list[Path],
 ) -> Iterator[Step]:
-    """Draw and save the pictures of each batch of seeds. Yields after each step."""
+    """Draw and save the pictures of each batch of seeds, and add their paths to ``saved``. Yields after each step."""
     for seeds in batches:
         with seconds.measure("text"):
             sampled = pipeline.sample(request, seeds)
         for step in sampled:
-            seconds.steps += step.seconds
+            seconds.add(Phase(STEPS, f"step {step.index + 1}", step.start, step.start + step.seconds))
             if config.enable_debug:
                 say(debug_line(step, seeds))
             yield step
         with seconds.measure("decode"):
             pictures = to_uint8(pipeline.decode(step.x_t))
         for seed, pixels in zip(seeds, pictures, strict=True):
-            say(str(save_picture(pixels, config.output_dir, config.output_image, replace(info, seed=seed))))
+            saved.append(save_picture(pixels, config.output_dir, config.output_image, replace(info, seed=seed)))
+            say(str(saved[-1]))

@@ -182,6 +182,9 @@ class SamplingConfig:
     num_threads: int | None = flag(None, "CPU threads (default: the physical cores)")
     output_dir: Path = flag(Path("outputs"), "folder of the pictures")
     output_image: str | None = flag(None, "file name of the picture (default: made from number, seed and prompt)")
+    enable_profiling: bool = flag(
+        False, "print where the time goes, by kernel and step, and write profile and trace beside the first picture"
+    )
 
     def __post_init__(self) -> None:
         _check_range("--steps", self.steps, 1, MAX_STEPS)
@@ -204,7 +207,6 @@ class RunConfig(SamplingConfig):
     device: str = flag("auto", "auto, cpu or cuda")
     artifacts_dir: Path = flag(Path("artifacts"), "folder that build.py wrote")
     verify: bool = flag(False, "check the digest of every file of the artifact before it is used")
-    enable_profiling: bool = flag(False, "print the time of each kernel and component")
     enable_debug: bool = flag(
         False, "print each step's timestep, sigma, latent range, NaN count and seconds as JSON, and where a NaN began"
     )

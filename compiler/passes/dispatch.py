@@ -11,6 +11,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.costs import operator_flops, with_costs
 from compiler.graph import bindings, is_op, parameter_only, scalar_value, static_shape
 from compiler.kernels.activation import QUICK
 from compiler.kernels.epilogue import GEGLU
@@ -260,6 +261,7 @@ class _Dispatcher(PyExprMutator):
                 function = make(plan.name, plan.arguments, chosen).with_attr(KERNEL, plan.name + BY_RECORD)
             else:
                 function = plan.make(*plan.arguments).with_attr(KERNEL, plan.name)
+            function = with_costs(function, operator_flops(call, plan.output))
             self.kernels[key] = self.builder_.add_func(function, f"{plan.name}_{len(self.kernels)}")
         return self.kernels[key]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import tvm
 from tvm import tirx
 
+from compiler.costs import ORIGIN, with_estimate
 from compiler.kernels.plan import KERNEL
 from compiler.kernels.register_tile import Machine
 from compiler.schedules.rule import SimpleRule
-
-ORIGIN = "tvmerge.origin"  # attribute of every other function: what scheduled it
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleRest")
@@ -23,6 +22,6 @@ class ScheduleRest:
         functions = {}
         for variable, function in module.functions_items():
             if isinstance(function, tirx.PrimFunc) and KERNEL not in (function.attrs or {}):
-                function = self.rule.schedule(function).with_attr(ORIGIN, "rule")
+                function = self.rule.schedule(with_estimate(function)).with_attr(ORIGIN, "rule")
             functions[variable] = function
         return tvm.IRModule(functions, attrs=module.attrs)

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from runtime.artifact import SCHEMA, Component, FunctionType, Manifest, TensorType, describe, write_manifest
+from runtime.artifact import SCHEMA, Component, FunctionType, Kernel, Manifest, TensorType, describe, write_manifest
 
 LENGTH, WIDTH, CHANNELS = 12, 6, 4  # tokens, text features, latent channels
 LATENT, SCALE = (3, 5), 4
+KERNEL, CALLS = "matmul_0", 3
+FLOPS, BYTES = 10**9, 10**7  # of a call of ``KERNEL``, which each function calls CALLS times
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -69,7 +71,9 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         library.write_bytes(b"native code")
         parameters.write_bytes(b"parameters of " + name.encode())
         files = describe(library, folder), describe(parameters, folder)
-        components[name] = Component(*files, {}, types_, dict.fromkeys(types_, 99.0), {"rule": 1.0}, 14, [], {})
+        kernels = {KERNEL: Kernel("matmul", FLOPS, BYTES, dict.fromkeys(types_, CALLS))}
+        psnr = dict.fromkeys(types_, 99.0)
+        components[name] = Component(*files, {}, types_, kernels, psnr, {"rule": 1.0}, 14, [], {})
     manifest = Manifest(
         schema=SCHEMA,
         model_name="fake, small: model",
@@ -117,7 +121,8 @@ class FakeEngine:
 
     def __init__(self, artifact, component, device):
         self.component, self.count = component, 0
-        self.functions = artifact.manifest.components[component].functions
+        self.description = artifact.manifest.components[component]
+        self.functions = self.description.functions
 
     def __call__(self, function, *inputs):
         kind = self.functions[function]
@@ -147,7 +152,7 @@ class FakeEngine:
     def release(self):
         """Give back the memory of tensors; there is none here."""
 
-    def instrument(self, observer):
+    def instrument(self, observer, around=None):
         """Take an observer of kernels; there are none here."""
 
     @staticmethod

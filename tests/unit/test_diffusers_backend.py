@@ -83,10 +83,11 @@ def test_times_are_of_each_step_and_prompts_are_encoded_once():
     calls = []
     model.pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
     first, second = (model.generate(PROMPT, "", seed) for seed in (0, 1))
-    assert len(first.step_seconds) == 4
-    assert min(first.step_seconds) > 0 and first.decode_seconds > 0
+    assert [phase.name for phase in first.phases] == ["text", "step 1", "step 2", "step 3", "step 4", "decode"]
+    ends = [moment for phase in first.phases for moment in (phase.start, phase.end)]
+    assert ends == sorted(ends) and min(phase.seconds for phase in first.phases) > 0
     assert len(calls) == 2  # the prompt and the empty negative prompt
-    assert second.text_seconds < first.text_seconds
+    assert second.text.seconds < first.text.seconds
 
 
 def test_math_attention_is_set_everywhere_and_changes_only_rounding():

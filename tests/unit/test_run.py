@@ -1,10 +1,8 @@
-import contextlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import numpy as np
@@ -153,25 +151,18 @@ def test_nan_in_the_last_step_saves_no_picture(tmp_path):
 
 
 def test_profiling_wraps_the_run_and_prints_its_report(tmp_path, capsys, monkeypatch):
-    seen = []
-
-    class Profiler(contextlib.AbstractContextManager):
-        def __init__(self, engines):
-            seen.append(sorted(engines))
-
-        def __exit__(self, *_):
-            seen.append(len(calls("")))
-
-        def report(self):
-            return "the report"
-
-    monkeypatch.setitem(sys.modules, "runtime.profiler", types.SimpleNamespace(Profiler=Profiler))
+    finished = []
+    monkeypatch.setattr("runtime.profile_tables.finish", lambda *arguments: finished.append(arguments) or "the report")
     run(config_of(tmp_path))
-    assert (seen, "the report" in capsys.readouterr().out) == ([], False)
-    FakeEngine.calls.clear()
-    run(config_of(tmp_path, enable_profiling=True))
-    assert seen == [["text_encoder", "unet", "vae_decoder"], 2 + 3 + 1]
+    assert (finished, "the report" in capsys.readouterr().out) == ([], False)
+    run(config_of(tmp_path, enable_profiling=True, num_images=2, seed=3, num_threads=1, output_image="x.png"))
     assert capsys.readouterr().out.endswith("\nthe report\n")
+    ((recording, subject, picture),) = finished
+    steps = ["step 1", "step 2", "step 3"]
+    assert [phase.name for phase in recording.phases] == 2 * ["text", *steps, "decode"]
+    ends = [moment for phase in recording.phases for moment in (phase.start, phase.end)]
+    assert ends == sorted(ends) and picture == tmp_path / "out" / "x.png"
+    assert (subject.num_threads, subject.width, subject.height, subject.side) == (1, 20, 12, "TVMerge")
 
 
 def test_threads_and_device_reach_the_engine_first(tmp_path, fake_engines):

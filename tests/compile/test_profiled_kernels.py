@@ -1,0 +1,92 @@
+"""The profiler on native code: kernels add up to their function, costs are the manifest's, the price is known."""
+
+import time
+
+import pytest
+import torch
+from small_component import block_component, component_of, load, save
+from torch import nn
+
+from runtime.profiler import Profiler
+
+CLOSE = 0.95  # share of a function's time that is in its kernels, where these are milliseconds each
+RUNS = 7
+FUNCTIONS = ["pair_context", "pair"]
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory):
+    """Return the engine of four convolutions of 2.4 GFLOP."""
+    layers = [nn.Conv2d(128, 128, 3, padding=1) for _ in range(4)]
+    component = component_of(nn.Sequential(*layers), torch.randn(1, 128, 90, 90))
+    folder = tmp_path_factory.mktemp("heavy")
+    return load(save(component, folder), component.name, folder), [v.numpy() for _, v in component.functions[0].inputs]
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory):
+    component, folder = block_component(), tmp_path_factory.mktemp("block")
+    return load(save(component, folder), component.name, folder), [v.numpy() for _, v in component.functions[0].inputs]
+
+
+def test_kernels_add_up_to_the_function(heavy):
+    """The best of several calls counts: another process may take the core between two kernels."""
+    engine, inputs = heavy
+    engine("main", *inputs)
+    with Profiler({"small": engine}) as profiler:
+        for _ in range(RUNS):
+            engine("main", *inputs)
+    calls = profiler.recording().calls
+    shares = [call.kernel_seconds / call.seconds for call in calls]
+    assert len(calls) == RUNS and max(shares) >= CLOSE and all(share < 1 for share in shares)
+
+
+def test_kernels_and_what_is_none_are_inside_of_their_function(block):
+    engine, inputs = block
+    with Profiler({"block": engine}) as profiler:
+        engine("pair", *inputs)
+    calls, kernels = profiler.recording().calls, profiler.recording().kernels
+    assert [call.function for call in calls] == FUNCTIONS
+    assert sum(entry.seconds for entry in profiler.entries.values()) < sum(call.seconds for call in calls)
+    for kernel in kernels:
+        assert sum(call.start <= kernel.start <= kernel.end <= call.end for call in calls) == 1
+
+
+def test_each_call_of_the_manifest_is_seen_and_its_flops_are_the_functions(block):
+    engine, inputs = block
+    with Profiler({"block": engine}) as profiler:
+        engine("pair", *inputs)
+    seen = {name: entry.calls for (_, name), entry in profiler.entries.items() if entry.origin is not None}
+    counts = {name: [k.calls.get(f, 0) for f in FUNCTIONS] for name, k in engine.description.kernels.items()}
+    assert seen == {name: sum(count) for name, count in counts.items() if any(count)}
+    calls = profiler.recording().calls
+    assert [call.flops for call in calls] == [engine.description.flops(function) for function in FUNCTIONS]
+    assert sum(call.flops for call in calls) == sum(entry.flops or 0 for entry in profiler.entries.values())
+    assert all(entry.bytes for entry in profiler.entries.values() if entry.origin is not None)
+
+
+def test_the_price_of_a_kernel(block):
+    """It is a matter of microseconds, with or without a kernel behind it: too little to see at SD 1.5's size.
+
+    The fastest of many calls, on and off in turn; 20 us leave room for a slow machine (3 us were measured).
+    """
+    engine, inputs = block
+    seconds = {True: [], False: []}
+    for _ in range(40):
+        for on, times in seconds.items():
+            profiler = Profiler({"block": engine} if on else {})
+            with profiler:
+                start = time.perf_counter()
+                engine("pair", *inputs)
+                times.append(time.perf_counter() - start)
+            if on:
+                count = sum(entry.calls for entry in profiler.entries.values())
+    assert (min(seconds[True]) - min(seconds[False])) / count < 20e-6
+
+
+def test_an_engine_outside_of_the_block_is_not_observed(block):
+    engine, inputs = block
+    with Profiler({"block": engine}) as profiler:
+        pass
+    engine("pair", *inputs)
+    assert profiler.entries == {} and profiler.recording().calls == []
