@@ -35,6 +35,7 @@ from utils.errors import UserError
 WORKLOADS, RECORDS, INFO = "database_workload.json", "database_tuning_record.json", "info.json"
 NAME, ARGUMENTS = "tvmerge.kernel", "tvmerge.arguments"  # attributes of a workload
 CHOSEN = "tvmerge.tiling."  # annotation of its root, with the name of what was chosen
+MARGIN = 0.02  # by which a record must beat the kernel as it is to be used: less may be noise
 FAILED = 1e10  # seconds of a candidate that crashed, hung or gave no numbers: MetaSchedule's own mark
 SET_ASIDE = ".damaged"
 UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)  # what a damaged line raises
@@ -109,7 +110,7 @@ class Records:
             return {}
         key = (plan.name, encode(plan.arguments))
         best, own = self.best(key), self.time(key, {})
-        return best[0] if best is not None and own is not None and best[1] < own < FAILED else {}
+        return best[0] if best is not None and own is not None and best[1] < own * (1 - MARGIN) < FAILED else {}
 
 
 def _key(line: str) -> tuple[str, Key]:

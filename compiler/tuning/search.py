@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from compiler.kernels.tiling import choices
@@ -56,11 +56,19 @@ class Search:
             return 0.0
         return self.seconds * HOPE / (1 + self.since_gain / BATCH)
 
-    def propose(self, rng: random.Random) -> list[Chosen]:
-        """Return choices that were never tried: near the best, which differ in one or two fields, and drawn anew."""
+    def propose(self, rng: random.Random, elsewhere: Sequence[Chosen] = ()) -> list[Chosen]:
+        """Return choices that were never tried.
+
+        First those that are best ``elsewhere``, then near the best, which differ in one or two fields, and drawn anew.
+        """
         space = choices(TUNABLE[self.task.key[0]].tiling)
         own = {name: values[0] for name, values in space.items()}
         found: list[Chosen] = []
+        for chosen in elsewhere:
+            if chosen not in found and self.writer.records.time(self.task.key, chosen) is None:
+                found.append(chosen)
+        if found:
+            return found[:BATCH]
         for _ in range(50 * BATCH):
             near = rng.random() >= RANDOM_SHARE
             start = {**own, **self.best[0]} if near else {name: rng.choice(values) for name, values in space.items()}
@@ -98,7 +106,7 @@ class Tuner:
                 for _ in self._measure(search, [{}]):
                     yield self._state(search)
         while self.searches and (search := max(self.searches, key=lambda s: s.promise)).promise > 0:
-            before, many = search.best[1], search.propose(self.random)
+            before, many = search.best[1], search.propose(self.random, self._elsewhere(search))
             if not many:
                 search.since_gain = PATIENCE
                 continue
@@ -108,6 +116,11 @@ class Tuner:
             if search.best[1] < before:
                 yield from self._confirm(search)
                 search.since_gain = 0 if search.best[1] < before else search.since_gain
+
+    def _elsewhere(self, search: Search) -> list[Chosen]:
+        """Return what is best for other tasks of the same kernel, the largest gain first."""
+        others = [other for other in self.searches if other.task.key[0] == search.task.key[0] and other is not search]
+        return [other.best[0] for other in sorted(others, key=lambda o: o.best[1] / o.own) if other.best[0]]
 
     def _confirm(self, search: Search) -> Iterator[str]:
         """Time the new best and the kernel as it is once more, in turn: the luckiest of many is not the fastest."""
