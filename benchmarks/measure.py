@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from backends.peer import GUIDANCE_SCALE, PROMPT, SEED, Settings
-from benchmarks import schema
+from benchmarks import plot_style, plots, schema
 from benchmarks.compare import compare_files
 from benchmarks.flags import BenchmarkConfig
 from benchmarks.ladder import ladder
@@ -92,8 +92,14 @@ class Measurement:
         schema.write(self.results, self.path)
         say(tables(self.results))
         say(f"wrote {self.path}")
-        if self.config.report is not None:
-            say(f"wrote {write_report(self.results, self.path.absolute().parent, self.config.report)}")
+        folder, base = self.config.report, self.path.absolute().parent
+        if folder is None:
+            return
+        say(f"wrote {write_report(self.results, base, folder)}")
+        if self.results.tome_sweep and plot_style.available():
+            plots.write_tome_figure(self.results, folder / "tome.svg")
+            plots.write_tome_grid(self.results, base, folder / "tome.png")
+            say(f"wrote {folder / 'tome.svg'} and {folder / 'tome.png'}")
 
 
 def run(config: BenchmarkConfig) -> None:

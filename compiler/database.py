@@ -43,6 +43,7 @@ EXAMPLES = """
   python -m compiler.database status                                what is there, and its gain
   python -m compiler.database status --artifacts-dir artifacts      and how much of an artifact's time records cover
   python -m compiler.database merge --source ../theirs/scheduler_db
+  python -m compiler.database merge --source mine --database-dir scheduler_db --gains-only
   python -m compiler.database prune                                 keep the best of each task, and the kernel as it is
   python -m compiler.database check                                 compute the best of each task, against NumPy
   python -m compiler.database export --json records.json
@@ -56,6 +57,7 @@ class DatabaseConfig:
     database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
     artifacts_dir: Path | None = flag(None, "status: also the coverage of this artifact")
     source: Path | None = flag(None, "merge: the other database")
+    gains_only: bool = flag(False, "merge: only tasks that a record makes faster, as a database that is handed on")
     json: Path | None = flag(None, "export: file to write (default: standard output)", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -119,7 +121,7 @@ def merge(config: DatabaseConfig) -> None:
             writer, taken = Writer(config.database_dir, _cpu_of(folder), info), 0
             modules = _modules(folder)
             for key in records.seconds:
-                for chosen, seconds in _kept(records, key):
+                for chosen, seconds in _kept(records, key) if records.gains(key) or not config.gains_only else ():
                     before = writer.records.time(key, chosen)
                     if before is None or seconds < before:
                         writer.commit(key, modules[key].mod, chosen, [seconds])

@@ -104,13 +104,18 @@ class Records:
         fastest = min(found, key=lambda chosen: found[chosen], default=None)
         return None if fastest is None or found[fastest] >= FAILED else (dict(fastest), found[fastest])
 
+    def gains(self, key: Key) -> bool:
+        """Tell whether the best of a task beats the kernel as it is, by more than what may be noise."""
+        best, own = self.best(key), self.time(key, {})
+        return best is not None and own is not None and own < FAILED and best[1] < own * (1 - MARGIN)
+
     def choose(self, _function: str, plan: Plan, _call: object) -> Chosen:
         """Return what to choose of a kernel: nothing where no record beats the kernel as it is."""
         if plan.name not in TUNABLE or not self.seconds:
             return {}
         key = (plan.name, encode(plan.arguments))
-        best, own = self.best(key), self.time(key, {})
-        return best[0] if best is not None and own is not None and best[1] < own * (1 - MARGIN) < FAILED else {}
+        best = self.best(key)
+        return best[0] if best is not None and self.gains(key) else {}
 
 
 def _key(line: str) -> tuple[str, Key]:

@@ -15,7 +15,7 @@ from tvm import relax
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 from written_module import written
 
-from compiler.database import DatabaseConfig, prune
+from compiler.database import DatabaseConfig, check, merge, prune
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import encode
@@ -96,6 +96,13 @@ class TestReading:
         writer.commit(KEY, WORKLOAD, {}, [0.002])
         writer.commit(KEY, WORKLOAD, {"stripes": 8}, [0.003])
         assert read(folder_of(tmp_path)).choose("main", plan_of(), None) == {}
+
+    @pytest.mark.parametrize(("seconds", "used"), [(0.00197, {}), (0.00195, {"stripes": 8})])
+    def test_a_gain_that_may_be_noise_is_not_used(self, tmp_path, seconds, used):
+        writer = Writer(tmp_path, CPU)
+        writer.commit(KEY, WORKLOAD, {}, [0.002])
+        writer.commit(KEY, WORKLOAD, {"stripes": 8}, [seconds])
+        assert read(folder_of(tmp_path)).choose("main", plan_of(), None) == used
 
     def test_what_beats_a_kernel_that_failed_is_not_used(self, tmp_path):
         """There is nothing to compare with."""
@@ -258,3 +265,19 @@ class TestUse:
             usable(tmp_path / "file", CPU)
         with pytest.raises(UserError, match="--database-dir"):
             Writer(tmp_path / "file", CPU)
+
+
+class TestHandedOn:
+    def test_all_tasks_or_those_that_gain(self, database, tmp_path):
+        for name, gains_only, keys in (("all", False, TASKS), ("gains", True, TASKS[:2])):
+            (tmp_path / name).mkdir()
+            merge(DatabaseConfig(database_dir=tmp_path / name, source=database, gains_only=gains_only))
+            taken, before = read(folder_of(tmp_path / name)), read(folder_of(database))
+            assert set(taken.seconds) == {key for key, _ in keys}
+            assert all(taken.best(key) == before.best(key) and taken.time(key, {}) == 0.004 for key, _ in keys)
+
+    def test_records_of_another_cpu_are_not_checked(self, database, capsys):
+        path = folder_of(database) / INFO
+        path.write_text(path.read_text().replace(f'"target": "{target_name(CPU)}"', '"target": "llvm-other"'))
+        check(DatabaseConfig(database_dir=database))
+        assert "left out, this is another CPU" in capsys.readouterr().out

@@ -50,6 +50,16 @@ def tuned(tmp_path, seconds, calls=(1, 1, 1), trials=0, minutes=0.0):
 
 
 class TestLoop:
+    def test_what_is_best_for_a_task_is_tried_first_for_the_others(self, tmp_path):
+        def seconds(_key, chosen):
+            return 0.01 * (1 - 0.5 * (chosen == {"stripes": 2, "together": 8}))
+
+        first, second, _ = (key for key, _ in TASKS)
+        workshop, _ = tuned(tmp_path, seconds, calls=(100, 1, 1), trials=400)
+        tried = [chosen for key, chosen in workshop.asked if key == second and chosen]
+        found = [chosen for key, chosen in workshop.asked if key == first].index({"stripes": 2, "together": 8})
+        assert found > 1 and tried[0] == {"stripes": 2, "together": 8}
+
     def test_finds_the_best_of_a_space_and_ends(self, tmp_path):
         """Each choice is measured once but for the confirmations; the loop ends when nothing is left to try."""
 
