@@ -12,11 +12,10 @@ from benchmarks import plot_style, plots, schema
 from benchmarks.compare import compare_files
 from benchmarks.flags import BenchmarkConfig
 from benchmarks.ladder import ladder
-from benchmarks.layers import attention_rows, winograd_rows
 from benchmarks.pictures import Pictures
 from benchmarks.report import write_report
 from benchmarks.session import Session, environment, model_name
-from benchmarks.tables import tables
+from benchmarks.tables import SECTIONS, tables
 from benchmarks.tome import sweep
 from utils.cpu import physical_cores
 from utils.progress import say
@@ -81,15 +80,18 @@ class Measurement:
                 yield "latency", pictures.latency(names, config.latency_report)
             if config.ladder:
                 yield "ladder", ladder(session, runs, warmups)
-            if config.attention:
-                yield "attention", attention_rows(session, runs)
-            if config.winograd:
-                yield "winograd", winograd_rows(session, runs)
+            if config.attention or config.winograd:
+                from benchmarks.layers import attention_rows, winograd_rows  # brings in torch and tvm
+
+                yield from [("attention", attention_rows(session, runs))] if config.attention else []
+                yield from [("winograd", winograd_rows(session, runs))] if config.winograd else []
             if config.tome_sweep is not None:
                 yield "tome_sweep", sweep(session, config.ratios, runs, warmups, config.judge_images, base)
 
     def _tell(self) -> None:
-        schema.write(self.results, self.path)
+        """Print, and write the report, unless nothing was measured."""
+        if not any(getattr(self.results, section) for section in SECTIONS):
+            return
         say(tables(self.results))
         say(f"wrote {self.path}")
         folder, base = self.config.report, self.path.absolute().parent
