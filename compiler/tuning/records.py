@@ -18,7 +18,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import tvm
@@ -227,7 +227,7 @@ class Writer:
     """
 
     def __init__(self, database: Path, cpu: Cpu, info: Info | None = None) -> None:
-        self.info, self.cpu = info_of(cpu) if info is None else info, cpu
+        self.info, self.cpu = info_of(cpu) if info is None else replace(info), cpu
         self.folder = database / self.info.target
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -275,6 +275,7 @@ class TestHandedOn:
             taken, before = read(folder_of(tmp_path / name)), read(folder_of(database))
             assert set(taken.seconds) == {key for key, _ in keys}
             assert all(taken.best(key) == before.best(key) and taken.time(key, {}) == 0.004 for key, _ in keys)
+            assert read_info(folder_of(tmp_path / name)).minutes == 1.5
 
     def test_records_of_another_cpu_are_not_checked(self, database, capsys):
         path = folder_of(database) / INFO
