@@ -17,7 +17,7 @@ import numpy as np
 from backends.model_pipeline import PIPELINE, ModelPipeline
 from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, PICTURE, PROMPT, Drawn, Peer, Settings
 from runtime.artifact import TOKENIZER
-from utils.files import folder_size
+from utils.files import folder_size, write_whole
 
 if TYPE_CHECKING:
     from models.assembly import Checkpoint
@@ -82,14 +82,14 @@ class Converted(Peer):
 
     def _describe(self, checkpoint: Checkpoint, latent_shape: Sequence[int]) -> None:
         """Write what a picture needs beside the models."""
-        (self.folder / TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
+        write_whole(self.folder / TOKENIZER, checkpoint.tokenizer_json)
         values = {
             "model_name": checkpoint.name,
             "model_digest": checkpoint.digest,
             "scheduler": checkpoint.scheduler_config,
             "latent_shape": list(latent_shape),
         }
-        (self.folder / PIPELINE).write_text(json.dumps(values), encoding="utf-8")
+        write_whole(self.folder / PIPELINE, json.dumps(values))
 
     def convert_seconds(self, components: Sequence[str]) -> float:
         """Return what converting took, whenever that was."""

@@ -6,18 +6,14 @@ import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from backends.command import Command, run_python
 from backends.peer import COMMAND, FUNCTIONS, GUIDANCE_SCALE, PICTURE, PROMPT, Drawn, Peer
-from runtime.artifact import MANIFEST, Artifact
-from utils.config import ROOT
+from runtime.artifact import Artifact
 from utils.errors import UserError
 from utils.files import folder_size
-
-SOURCES = ("compiler", "models", "runtime")
 
 
 class Tvm(Peer):
@@ -26,8 +22,8 @@ class Tvm(Peer):
     name = "tvm"
 
     def convert(self, components: Sequence[str]) -> None:
-        """Build the artifact, unless one is given or there, and newer than the compiler's own files."""
-        if self.settings.artifacts_dir is None and not _is_fresh(self.settings.artifact):
+        """Build the artifact, unless one is given; build.py takes again what nothing changed for."""
+        if self.settings.artifacts_dir is None:
             self._build()
         self._artifact()
 
@@ -123,12 +119,3 @@ class Tvm(Peer):
             run_python(["build.py", *merges], flags)
         except UserError as error:
             raise UserError(f"build.py: {error}") from None
-
-
-def _is_fresh(folder: Path) -> bool:
-    """Return whether an artifact is there that no change of the sources has made old."""
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        return False
-    newest = max(path.stat().st_mtime for name in SOURCES for path in (ROOT / name).rglob("*.py"))
-    return manifest.stat().st_mtime > newest

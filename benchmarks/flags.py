@@ -73,6 +73,18 @@ class BenchmarkConfig:
         for width, height in self.sizes:
             BuildConfig(model=self.model, height=height, width=width, output_dir=self.work)
         self.ratios  # noqa: B018 - refuses what is none
+        self._check_sections()
+
+    def _check_sections(self) -> None:
+        """Refuse what a section would not heed."""
+        asked = {"--ladder": self.ladder, "--attention": self.attention, "--winograd": self.winograd}
+        for name in (name for name, wanted in asked.items() if wanted):
+            if self.dtype != "float32":
+                raise UserError(f"{name} has precisions of its own; leave --dtype {self.dtype} out")
+        asked["--tome-sweep"] = self.tome_sweep is not None
+        for name in (name for name, wanted in asked.items() if wanted):
+            if len(self.sizes) > 1:
+                raise UserError(f"{name} is of one size; name one in --resolutions")
 
     def _check_folders(self) -> None:
         for name, folder in (("--work", self.work), ("--report", self.report)):

@@ -50,17 +50,26 @@ def ladder(session: Session, runs: int, warmups: int) -> Iterator[Rung]:
         rung = _rung(name, now, before, ratio, runs, warmups)
         yield rung
         if rung.skipped is not None:
+            _remove(now)
             continue
         say(f"{name}: {units.seconds(statistics.median(rung.unet_seconds))}, {rung.step_ratio:.3f} of the rung before")
         assert rung.ratio is not None  # noqa: S101 - only a skipped one has none
         ratio = rung.ratio
         if before is not None:
-            shutil.rmtree(before.settings.artifact, ignore_errors=True)
+            _remove(before)
         before = now
+
+
+def _remove(session: Session) -> None:
+    """Remove a rung's artifact, gigabytes of it, unless it is one that other sections use."""
+    if session.settings.disable:
+        shutil.rmtree(session.settings.artifact, ignore_errors=True)
 
 
 def _rung(name: str, now: Session, before: Session | None, ratio: float, runs: int, warmups: int) -> Rung:
     """Draw with a rung and the one before it in turn."""
+    if (reason := now.refused.get((OURS, now.settings.dtype))) is not None:
+        return Rung(name, skipped=reason)
     drawn = pair(now if before is None else before, now, OURS, runs, warmups, name)
     if isinstance(drawn, str):
         return Rung(name, skipped=drawn)

@@ -6,6 +6,7 @@ The ways of a layer are timed in turn, one process for all of them.
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
 import time
 from collections import Counter
@@ -154,9 +155,10 @@ def _compiled(component: Component, cpu: Cpu, disable: str, folder: Path) -> _Wa
 
 
 def _time(ways: dict[str, _Way], inputs: list[np.ndarray], runs: int) -> None:
-    """Call the ways of a layer in turn; each has been called before."""
-    for _ in range(runs):
-        for way in ways.values():
+    """Call the ways of a layer in turn, beginning with another one each time; each has been called before."""
+    order = list(ways.values())
+    for i in range(runs):
+        for way in order[i % len(order) :] + order[: i % len(order)]:
             way.engine("main", *inputs)  # not counted: its weights come from memory
             start = time.perf_counter()
             way.engine("main", *inputs)
@@ -190,7 +192,7 @@ def attention_rows(session: Session, runs: int) -> Iterator[AttentionRow]:
         component = Component("attention", _Attention(layer.heads).eval(), (Function("main", inputs),))
         kinds = {name: (cpu, disable) for name, disable in ATTENTION.items()}
         for method, way in _measured(component, kinds, runs).items():
-            rate = layer.flops / min(way.seconds) / 1e9
+            rate = layer.flops / statistics.median(way.seconds) / 1e9
             sizes = (layer.heads, layer.queries, layer.keys, layer.head_dim)
             yield AttentionRow(layer.name, *sizes, calls, method, way.seconds, way.memory, rate, way.psnr)
 

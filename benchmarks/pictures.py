@@ -23,6 +23,7 @@ from utils.memory import available_memory
 from utils.progress import progress, say
 
 PAUSE_SECONDS = 0.05  # idle threads of the one before spin for some milliseconds
+LEAST_POINTS = 3  # of a line
 NEED, NEED_MORE = 2.5, 1_000_000_000  # of a loaded backend: times the model's parameters, and bytes beside them
 
 
@@ -46,6 +47,8 @@ def groups(names: Sequence[str], needed: float, available: float | None) -> list
 
     All of them where they fit; else each peer with ours beside it, so that both are still timed in turn.
     """
+    if not names:
+        return []
     if available is None or needed * len(names) <= available:
         return [list(names)]
     peers = [name for name in names if name != OURS]
@@ -113,8 +116,13 @@ class Pictures:
         """Measure the backends and yield a row for each; those of what was done before Ctrl-C too."""
         needed = NEED * self.session.settings.model_bytes + NEED_MORE
         rows: dict[str, Backend] = {}
+        refused = self.session.refused
+        able = [name for name in names if (name, self.dtype) not in refused]
+        for name in names:
+            if name not in able:
+                self.skip(name, refused[name, self.dtype])
         try:
-            for group in groups(names, needed, available_memory()):
+            for group in groups(able, needed, available_memory()):
                 self._group(group, runs, warmups, rows)
         finally:
             for name in names:
@@ -168,42 +176,39 @@ class Pictures:
             picture=relative(run.answers[-1]["picture"], self.base),
         )
 
+    def _seconds(self, name: str, steps: Sequence[int], description: str) -> Iterator[list[float]]:
+        """Draw with a backend, of so many steps each, and yield once the seconds: of what was done before it failed."""
+        seconds: list[float] = []
+        with self.running(name) as run:
+            if run is None:
+                return
+            try:
+                for index, count in enumerate(progress(steps, f"{description} of {name}", len(steps))):
+                    seconds.append(run.worker.draw(count, warm=index == 0)["total_seconds"])
+            except WorkerError as error:
+                self.skip(name, str(error))
+            finally:
+                yield seconds
+
     def throughput(self, names: Sequence[str], most: int) -> Iterator[Throughput]:
         """Time pictures of 1 to ``most`` steps, in an order that is drawn, of one backend after the other."""
         order = random.Random(0).sample(range(1, most + 1), most)  # noqa: S311 - no secret
         for name in names:
-            with self.running(name) as run:
-                if run is None:
+            for seconds in self._seconds(name, order, "throughput"):
+                if len(seconds) < LEAST_POINTS:
                     continue
-                seconds = {
-                    steps: run.worker.draw(steps, warm=index == 0)["total_seconds"]
-                    for index, steps in enumerate(progress(order, f"throughput of {name}", most))
-                }
-            steps = sorted(seconds)
-            fit = linear_fit(steps, [seconds[count] for count in steps])
-            yield Throughput(
-                name,
-                self.resolution,
-                steps,
-                [seconds[count] for count in steps],
-                start_seconds=fit.intercept,
-                step_seconds=fit.slope,
-                interval=list(fit.interval),
-                r2=fit.r2,
-            )
+                points = sorted(zip(order, seconds, strict=False))
+                steps, seconds = [x for x, _ in points], [y for _, y in points]
+                fit = linear_fit(steps, seconds)
+                line = (fit.intercept, fit.slope, list(fit.interval), fit.r2)
+                yield Throughput(name, self.resolution, steps, seconds, *line)
 
     def latency(self, names: Sequence[str], count: int) -> Iterator[Latency]:
         """Time ``count`` pictures of one backend after the other."""
         for name in names:
-            with self.running(name) as run:
-                if run is None:
-                    continue
-                seconds = [
-                    run.worker.draw(self.session.settings.steps, warm=index == 0)["total_seconds"]
-                    for index in progress(range(count), f"latency of {name}", count)
-                ]
-            p50, p90, p99 = (percentile(seconds, q) for q in (50, 90, 99))
-            yield Latency(name, self.resolution, seconds, p50, p90, p99)
+            for seconds in self._seconds(name, [self.session.settings.steps] * count, "latency"):
+                if seconds:
+                    yield Latency(name, self.resolution, seconds, *(percentile(seconds, q) for q in (50, 90, 99)))
 
 
 def pair(before: Session, now: Session, name: str, runs: int, warmups: int, description: str) -> tuple[Run, Run] | str:

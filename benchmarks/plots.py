@@ -61,9 +61,13 @@ def totals(theme: Theme, backends: Sequence[schema.Backend]) -> Any:
 
 
 def ladder(theme: Theme, rungs: Sequence[schema.Rung]) -> Any:
-    """Draw the waterfall of the UNet's seconds: the first and last in full, between them what each step saves."""
+    """Draw the waterfall of the UNet's seconds: the first and last in full, between them what each step saves.
+
+    Each step is the ratio of two rungs that ran in turn; seconds are the first rung's times all ratios up to here.
+    """
     unit = Unit.of(rung.unet_seconds for rung in rungs)
-    medians = [(median(rung.unet_seconds) or 0.0) / unit.length for rung in rungs]
+    first = (median(rungs[0].unet_seconds) or 0.0) / unit.length
+    medians = [first * (rung.ratio or 0.0) / (rungs[0].ratio or 1.0) for rung in rungs]
     names, last = [rung.name for rung in rungs], len(rungs)
     figure, axes = new_figure(0.7 + 0.25 * (last + 1))
     row_axes(axes, [*names, "all of them"])

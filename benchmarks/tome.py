@@ -16,13 +16,14 @@ import numpy as np
 from PIL import Image
 
 from backends.command import run_python
-from backends.peer import PICTURE
+from backends.peer import GUIDANCE_SCALE, PICTURE
 from benchmarks.pictures import Run, pair, relative
 from benchmarks.results import OURS
 from benchmarks.schema import TomeRow
 from benchmarks.session import Session
 from runtime.quality import psnr
 from utils import units
+from utils.errors import UserError
 from utils.progress import say
 
 EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
@@ -97,19 +98,23 @@ def _judged(session: Session, images: int) -> dict[str, Any]:
     """Return what the demo model's judge says of ``images`` pictures, nothing where none are wanted."""
     if not images:
         return {}
+    settings = session.settings
+    label = {} if settings.scheduler_label is None else {"--scheduler-label": settings.scheduler_label}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scores.json"
-        run_python(
-            ["demo/evaluate.py"],
-            {
-                "--artifacts-dir": session.settings.artifact,
-                "--num-images": images,
-                "--steps": session.settings.steps,
-                "--num-threads": session.settings.num_threads,
-                "--json": path,
-            },
-        )
-        scores = json.loads(path.read_text(encoding="utf-8"))
+        flags = {
+            "--artifacts-dir": settings.artifact,
+            "--num-images": images,
+            "--steps": settings.steps,
+            "--guidance-scale": GUIDANCE_SCALE,
+            "--num-threads": settings.num_threads,
+            "--json": Path(folder) / "scores.json",
+        }
+        try:
+            run_python(["demo/evaluate.py"], {**flags, **label})
+        except UserError as error:
+            say(f"not judged: {error}")
+            return {}
+        scores = json.loads((Path(folder) / "scores.json").read_text(encoding="utf-8"))
     shares = [scores["accuracy"][aspect]["value"] for aspect in scores["accuracy"]]
     known = [share for share in shares if share is not None]
     return {

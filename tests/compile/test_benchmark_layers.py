@@ -1,5 +1,6 @@
 """--attention and --winograd on a tiny UNet: which layers are found, and what each way of computing them is."""
 
+import statistics
 from collections import Counter
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_attention_in_three_ways(session, monkeypatch):
     assert all(row.calls == 3 and len(row.seconds) == 2 and row.psnr > 90 for row in (plain, softmax, flash))
     scores = 4 * 2 * 2 * 70 * 33
     assert plain.memory >= scores and softmax.memory >= scores > flash.memory
-    assert flash.gflops == pytest.approx(4e-9 * 2 * 2 * 70 * 33 * 16 / min(flash.seconds))
+    assert flash.gflops == pytest.approx(4e-9 * 2 * 2 * 70 * 33 * 16 / statistics.median(flash.seconds))
 
 
 def test_convolutions_by_every_output_tile(session, monkeypatch):

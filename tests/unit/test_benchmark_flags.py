@@ -56,6 +56,8 @@ def test_two_files_are_compared_and_nothing_else_is_looked_at():
         (["--resolutions", "512"], "'512' is no WIDTHxHEIGHT"),
         (["--resolutions", "512x513"], "--height must be a multiple of 8"),
         (["--steps", "0"], "--steps must be from 1"),
+        (["--ladder", "--dtype", "bfloat16"], "--ladder has precisions of its own"),
+        (["--tome-sweep", "0", "--resolutions", "64x64,72x64"], "--tome-sweep is of one size"),
         (["--json", "none/a.json"], "there is no folder"),
         (["--report", "file/x"], "--report"),
         (["--compare", "a.json"], "expected 2 arguments"),

@@ -37,11 +37,13 @@ def test_each_draws_once_a_round_and_another_begins_each_time():
 
 def test_rows_have_the_counted_seconds_and_our_ratio():
     eager, ours = draw(FakeSession(), ["eager", "tvm"])
-    assert eager.total_seconds == [13.0] * 3 and ours.total_seconds == [4.0] * 3, "without the warm-up"
+    assert eager.total_seconds == [13.003, 13.004, 13.005], "without the first picture and the warm-up"
+    assert ours.total_seconds == [4.003, 4.004, 4.005]
     assert eager.ours_seconds == ours.total_seconds
-    assert eager.ratio == pytest.approx(4 / 13) and eager.ratio_interval == pytest.approx([4 / 13] * 2)
+    pairs = [a / b for a, b in zip(ours.total_seconds, eager.total_seconds, strict=True)]
+    assert eager.ratio == pairs[1] and eager.ratio_interval == [min(pairs), max(pairs)]
     assert ours.ratio is None and ours.ratio_interval is None
-    assert (ours.iterations_per_second, ours.resolution, ours.size) == (1.0, "72x64", 1000)
+    assert ours.iterations_per_second == 3 / 3.004 and (ours.resolution, ours.size) == ("72x64", 1000)
     assert ours.psnr == 65.0, "the worst of its pictures"
     assert ours.picture == "tvm.png" and ours.prepare_seconds == {"load": 0.5}
 
@@ -50,8 +52,8 @@ def test_with_groups_each_ratio_is_of_its_own_rounds(monkeypatch):
     monkeypatch.setattr(pictures, "available_memory", lambda: 1.0)
     session = FakeSession()
     eager, openvino, ours = draw(session, ["eager", "openvino", "tvm"], runs=2, warmups=0)
-    assert eager.ratio == pytest.approx(4 / 13) and openvino.ratio == pytest.approx(4 / 7)
-    assert len(eager.ours_seconds) == len(openvino.ours_seconds) == len(ours.total_seconds) == 2
+    assert eager.ratio == pytest.approx(4 / 13, rel=1e-3) and openvino.ratio == pytest.approx(4 / 7, rel=1e-3)
+    assert eager.ours_seconds == openvino.ours_seconds == ours.total_seconds == [4.002, 4.003], "loaded twice"
 
 
 def test_one_that_can_not_load_has_its_reason():
@@ -84,8 +86,8 @@ def test_after_ctrl_c_the_rounds_that_were_done_count():
 def test_throughput_is_the_line_through_all_steps():
     session = FakeSession()
     (row,) = Pictures(session, session.work, "float32").throughput(["openvino"], 5)
-    assert row.steps == [1, 2, 3, 4, 5] and row.seconds == [3.0, 5.0, 7.0, 9.0, 11.0]
-    assert row.start_seconds == pytest.approx(1) and row.step_seconds == pytest.approx(2) and row.r2 == pytest.approx(1)
+    assert row.steps == [1, 2, 3, 4, 5] and row.seconds == pytest.approx([3.0, 5.0, 7.0, 9.0, 11.0], abs=0.01)
+    assert (row.start_seconds, row.step_seconds) == pytest.approx((1, 2), abs=0.02) and 0.999 < row.r2 <= 1
     steps = [entry[1] for entry in session.log if len(entry) == 3][1:]
     assert sorted(steps) == row.steps and steps != row.steps, "in an order that is drawn"
 
@@ -94,17 +96,42 @@ def test_latency():
     session = FakeSession()
     session.broken.add("eager")
     (row,) = Pictures(session, session.work, "float32").latency(["eager", "tvm"], 7)
-    assert row.name == "tvm" and len(row.seconds) == 7 and row.p50 == row.p99 == 4.0
+    assert row.name == "tvm" and len(row.seconds) == 7 and row.p50 == row.seconds[3] < row.p99 <= row.seconds[6]
 
 
 def test_a_pair_draws_in_turn_and_one_session_once():
     before = FakeSession(factor=2.0)
     now = FakeSession()
     first, last = pair(before, now, "tvm", 3, 1, "")
-    assert first.seconds() == [7.0] * 3 and last.seconds() == [4.0] * 3
+    assert first.seconds() == [7.003, 7.004, 7.005] and last.seconds() == [4.003, 4.004, 4.005]
     first, last = pair(now, now, "tvm", 2, 0, "")
-    assert first is last and last.seconds() == [4.0] * 2
+    assert first is last and last.seconds() == [4.002, 4.003]
     now.broken.add("tvm")
     assert pair(before, now, "tvm", 2, 0, "") == "no luck"
     before.fails["tvm"] = (2, WorkerError("killed"))
     assert pair(before, before, "tvm", 2, 0, "") == "killed"
+
+
+@pytest.mark.parametrize("error", [WorkerError("killed"), KeyboardInterrupt()])
+def test_what_was_drawn_before_a_failure_counts(error):
+    session = FakeSession()
+    session.fails["tvm"] = (5, error)
+    made = Pictures(session, session.work, "float32")
+    for rows, count in ((made.latency(["tvm"], 9), 4), (made.throughput(["tvm"], 9), 4)):
+        found = []
+        try:
+            for row in rows:
+                found.append(row)
+        except KeyboardInterrupt:
+            assert isinstance(error, KeyboardInterrupt)
+        assert [len(row.seconds) for row in found] == [count]
+    assert made.skipped == ({} if isinstance(error, KeyboardInterrupt) else {"tvm": "killed"})
+
+
+def test_refused_ones_are_not_waited_for(monkeypatch):
+    """They take no place in memory, and ours does not draw once more for each."""
+    monkeypatch.setattr(pictures, "available_memory", lambda: 2.5 * 1_000_000_250)
+    session = FakeSession()
+    session.refused["openvino", "float32"] = "not installed"
+    draw(session, ["eager", "openvino", "tvm"], runs=2, warmups=0)
+    assert [name for name, steps, warm in session.log if warm is True] == ["eager", "tvm", "tvm", "eager"]

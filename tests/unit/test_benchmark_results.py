@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backends.peer import Settings
-from benchmarks import cpu
+from benchmarks import cpu, session
 from benchmarks.config import CpuConfig
 from benchmarks.results import Results
 from benchmarks.workers import WorkerError
@@ -139,7 +139,7 @@ class FakeWorker:
 
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
-    monkeypatch.setattr(cpu, "Worker", FakeWorker)
+    monkeypatch.setattr(session, "Worker", FakeWorker)
     monkeypatch.setattr(cpu, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(FakeWorker, "calls", [])
 
