@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 
 from models.components import Component
+from runtime.clock import KernelClock, spans
 from runtime.engine import Engine
 from runtime.quality import psnr
 from utils.errors import UserError
@@ -24,34 +24,22 @@ class Parity:
     seconds: dict[str, float]
 
 
-def _observe(engine: Engine) -> dict[str, float]:
-    """Collect the seconds that each kernel of ``engine`` takes from now on."""
-    seconds: dict[str, float] = defaultdict(float)
-    started = 0.0
-
-    def observer(_function: object, name: str, before: bool, _result: object, *_arguments: object) -> int:
-        nonlocal started
-        if before:
-            started = time.perf_counter()
-        else:
-            seconds[name] += time.perf_counter() - started
-        return 0
-
-    engine.instrument(observer)
-    return seconds
-
-
 def verify(component: Component, engine: Engine, dtype: str) -> Parity:
     """Compare every function of ``component`` with PyTorch on its example inputs.
 
     Raises:
         UserError: a function is below the floor; component, PSNR and floor are named.
     """
-    seconds = _observe(engine)
+    clock = KernelClock()
+    seconds: dict[str, float] = defaultdict(float)
+    engine.instrument(clock.observer)
     measured = {}
     for function in component.functions:
         inputs = [value for _, value in function.inputs]
+        clock.start()
         result = engine(function.name, *(value.numpy() for value in inputs))
+        for name, start, end in spans(clock.readings()):
+            seconds[name] += end - start
         with torch.no_grad():
             reference = component.module(*inputs).numpy()
         measured[function.name] = psnr(reference, result)

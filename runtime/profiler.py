@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
+import numpy as np
+
+from runtime.clock import KernelClock, spans
 from runtime.engine import Engine
 from runtime.observer import Observer
 from runtime.recording import Call, Entry, Phase, Recording
@@ -17,14 +19,14 @@ SIDE = "TVMerge"
 class Profiler(Observer):
     """Times every kernel of ``engines`` inside a ``with`` block. Engines outside of it run without any cost.
 
-    At a kernel the clock is read twice, no more: with TVM's way into Python some 3 us. The rest is done between phases.
+    At a kernel the clock is read twice, no more. The rest is done between phases.
     """
 
     def __init__(self, engines: Mapping[str, Engine]) -> None:
         super().__init__(engines)
         self._recording = Recording(SIDE)
-        self._seen: list[Any] = []  # start, end and name of the kernels of the function that is being called, in turn
-        self._calls: list[tuple[Call, list[Any]]] = []  # made but not yet taken into the recording
+        self._clock = KernelClock()
+        self._calls: list[tuple[Call, np.ndarray]] = []  # made but not yet taken into the recording
 
     @property
     def entries(self) -> dict[tuple[str, str], Entry]:
@@ -38,16 +40,16 @@ class Profiler(Observer):
 
     def recording(self) -> Recording:
         """Return all there is to tell so far."""
-        for call, seen in self._calls:
-            self._take(call, seen)
+        for call, readings in self._calls:
+            self._take(call, readings)
         self._calls.clear()
         return self._recording
 
-    def _take(self, call: Call, seen: list[Any]) -> None:
+    def _take(self, call: Call, readings: np.ndarray) -> None:
         """Add a call with its kernels, whose costs the artifact tells."""
         description = self._engines[call.component].description
         call.flops = description.flops(call.function)
-        for start, end, name in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
+        for name, start, end in spans(readings):
             kernel = description.kernels.get(name)
             self._recording.add_kernel(call.component, name, start, end, kernel)
             if kernel is not None:
@@ -55,19 +57,11 @@ class Profiler(Observer):
         self._recording.calls.append(call)
 
     def _observer(self, _component: str) -> Callable[..., int]:
-        note, clock = self._seen.append, time.perf_counter
-
-        def observe(_function: object, name: str, before: bool, _result: object, *_arguments: object) -> int:
-            note(clock())
-            if not before:
-                note(name)
-            return 0
-
-        return observe
+        return self._clock.observer
 
     @contextlib.contextmanager
     def _around(self, component: str, function: str) -> Iterator[None]:
-        self._seen.clear()
+        self._clock.start()
         start = time.perf_counter()
         yield
-        self._calls.append((Call(component, function, start, time.perf_counter()), self._seen.copy()))
+        self._calls.append((Call(component, function, start, time.perf_counter()), self._clock.readings()))
