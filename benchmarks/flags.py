@@ -43,6 +43,7 @@ class BenchmarkConfig:
     tome_sweep: str | None = flag(
         None, "ratios of merged tokens, 0 to 0.75, separated by commas", metavar="RATIO[,RATIO]"
     )
+    enable_profiling: bool = flag(False, "where the time goes, of tvm and eager: kernels, roofs, a trace of both")
     judge_images: int = flag(0, "--tome-sweep: pictures a ratio that the demo model's judge scores", metavar="N")
     compare: tuple[Path, Path] | None = flag(
         None, "what became slower between two files of results? Exits with 1 if anything did", metavar=("OLD", "NEW")
@@ -98,7 +99,7 @@ class BenchmarkConfig:
     def asks_for_sections(self) -> bool:
         """Whether anything but pictures side by side is asked for."""
         asked = (self.ladder, self.attention, self.winograd, self.throughput, self.latency_report)
-        return any(asked) or self.tome_sweep is not None
+        return any(asked) or self.enable_profiling or self.tome_sweep is not None
 
     @property
     def backend_names(self) -> list[str]:

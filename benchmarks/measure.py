@@ -13,6 +13,7 @@ from benchmarks.compare import compare_files
 from benchmarks.flags import BenchmarkConfig
 from benchmarks.ladder import ladder
 from benchmarks.pictures import Pictures
+from benchmarks.profiles import profiles
 from benchmarks.report import write_report
 from benchmarks.session import Session, environment, model_name
 from benchmarks.tables import SECTIONS, tables
@@ -78,6 +79,8 @@ class Measurement:
                 yield "throughput", pictures.throughput(names, config.throughput)
             if config.latency_report:
                 yield "latency", pictures.latency(names, config.latency_report)
+            if config.enable_profiling:
+                yield "profiles", profiles(session, base)
             if config.ladder:
                 yield "ladder", ladder(session, runs, warmups)
             if config.attention or config.winograd:

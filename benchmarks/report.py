@@ -12,7 +12,7 @@ from urllib.parse import quote
 import jinja2
 from markupsafe import Markup
 
-from benchmarks import plot_style, plots, report_tables, schema
+from benchmarks import plot_style, plots, report_profiles, report_tables, schema
 from benchmarks.report_pictures import Grid, backend_grids, tome_grids
 from benchmarks.report_tables import Table, median
 from utils.files import write_whole
@@ -122,6 +122,17 @@ TOPICS = (
         lambda row: row.total_seconds,
         tome_grids,
     ),
+    Topic(
+        "profiles",
+        "Profiles",
+        "Kernels against this machine's measured roofs. Those that use tile registers, or compute less than the "
+        "operator that they stand for (Winograd), can lie above them.",
+        report_profiles.steps,
+        "Kernels below the roofs; a symbol's area is its share of the time",
+        report_profiles.roofline,
+        lambda row: [] if row.profile is None else [row.profile.step.seconds],
+        lambda rows, base: report_profiles.kernels(rows),
+    ),
 )
 
 
@@ -180,7 +191,9 @@ def _plot(topic: Topic, rows: Sequence[Any]) -> list[Plot]:
 
 def _switches(results: schema.Results) -> list[tuple[str, str, list[str]]]:
     """Return what can be shown and hidden: attribute, label, names."""
-    rows: list[Any] = [*results.backends, *results.throughput, *results.latency, *results.tome_sweep]
+    rows: list[Any] = [
+        *(*results.backends, *results.throughput, *results.latency, *results.tome_sweep, *results.profiles)
+    ]
     backends = list(dict.fromkeys(row.name for row in rows))
     rungs = list(dict.fromkeys(rung.name for rung in results.ladder))
     return [("backend", "Backends", backends), ("rung", "Optimisations", rungs)]

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime.profile import Profile
 from utils.decoding import decode
 from utils.errors import UserError
 from utils.files import write_whole
 
-SCHEMA = 1
+SCHEMA = 2
 ADVICE = "make it again with benchmark.py --json"
 
 
@@ -180,6 +181,16 @@ class TomeRow:
 
 
 @dataclass(frozen=True)
+class ProfileRow:
+    """Where the time of a picture goes, of its heaviest kernels only; ``skipped`` tells why nothing is known."""
+
+    name: str
+    resolution: str
+    skipped: str | None = None
+    profile: Profile | None = None
+
+
+@dataclass(frozen=True)
 class Results:
     """The whole file."""
 
@@ -193,6 +204,7 @@ class Results:
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[Latency] = field(default_factory=list)
     tome_sweep: list[TomeRow] = field(default_factory=list)
+    profiles: list[ProfileRow] = field(default_factory=list)
 
 
 def read(path: Path) -> Results:

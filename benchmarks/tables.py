@@ -6,7 +6,17 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.schema import AttentionRow, Backend, Latency, Results, Rung, Throughput, TomeRow, WinogradRow
+from benchmarks.schema import (
+    AttentionRow,
+    Backend,
+    Latency,
+    ProfileRow,
+    Results,
+    Rung,
+    Throughput,
+    TomeRow,
+    WinogradRow,
+)
 from utils import units
 
 Row = Sequence[str]
@@ -111,6 +121,15 @@ def _tome(row: TomeRow) -> Row:
     )
 
 
+def _profile(row: ProfileRow) -> Row:
+    name = f"{row.name} {row.resolution}"
+    if row.profile is None:
+        return name, f"skipped: {row.skipped}"
+    step = row.profile.step
+    parts = (step.seconds, step.kernel_seconds, step.host_seconds, step.other_seconds)
+    return name, *(f"{1e3 * seconds:.2f} ms" for seconds in parts), f"{step.utilisation:.1%}"
+
+
 SECTIONS: dict[str, tuple[Row, Callable[[Any], Row]]] = {
     "backends": (
         (
@@ -128,4 +147,5 @@ SECTIONS: dict[str, tuple[Row, Callable[[Any], Row]]] = {
         ("backend", "ratio", "UNet", "to ratio 0", "picture", "PSNR", "accuracy", "distance"),
         _tome,
     ),
+    "profiles": (("backend", "average step", "kernels", "host", "other", "of the peak"), _profile),
 }

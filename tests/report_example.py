@@ -11,12 +11,15 @@ from benchmarks.schema import (
     Backend,
     Environment,
     Latency,
+    ProfileRow,
     Results,
     Rung,
     Throughput,
     TomeRow,
     WinogradRow,
 )
+from runtime.profile import AverageStep, Component, Kernel, Profile, Subject
+from runtime.roofline import Peak
 
 SIZE = "512x512"
 SPEED = {"diffusers": 8.2, "torch.compile": 7.7, "openvino": 6.8, "tvm": 2.7, "tvm-bfloat16": 1.17}
@@ -76,6 +79,7 @@ def example(base: Path) -> Results:
         throughput=_throughput(dice),
         latency=_latency(dice),
         tome_sweep=_tome(dice, base),
+        profiles=[_profile(dice, name) for name in ("diffusers", "tvm")],
     )
 
 
@@ -242,3 +246,25 @@ def _tome(dice: random.Random, base: Path) -> list[TomeRow]:
                 )
             )
     return rows
+
+
+def _profile(dice: random.Random, name: str) -> ProfileRow:
+    """Return kernels of all intensities, some of them above the first roof, and one that is none."""
+    peak, made = Peak(3e11, 1.6e10, 2, "made up"), []
+    for i in range(30):
+        intensity = 10 ** dice.uniform(-1, 3)
+        rate = min(peak.flops_per_second, intensity * peak.bytes_per_second) * dice.uniform(0.2, 1.3)
+        share = dice.random() ** 3 / 8
+        seconds, bound = 40 * share, "compute" if intensity >= peak.ridge else "memory"
+        flops = int(rate * seconds)
+        roof = min(peak.flops_per_second, intensity * peak.bytes_per_second)
+        counts = (flops, int(flops / intensity), rate, rate / intensity, intensity)
+        made.append(Kernel("unet", f"kernel_{i}", "matmul", 20, seconds, share, *counts, bound, rate / roof))
+    made.sort(key=lambda kernel: -kernel.seconds)
+    made.append(Kernel("unet", "vm.builtin.reshape", None, 800, 0.02, 0.0005, *[None] * 7))
+    unet = SPEED[name]
+    step = AverageStep(20, unet, 0.96 * unet, 0.03 * unet, 0.01 * unet, 1_600_000_000_000, 1.6 / unet / 0.3)
+    component = Component("unet", 20, 20 * unet, 0.94, 19.2 * unet, 32_000_000_000_000)
+    phases = {"text": 0.1, "steps": 20 * unet, "decode": unet}
+    subject = Subject(name, "random:sd15", "a CPU", 2, "float32", 512, 512, 7.5)
+    return ProfileRow(name, SIZE, profile=Profile(1, subject, peak, phases, step, [component], made))

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import schema
 from benchmarks.flags import BenchmarkConfig
+from runtime.trace import read_trace
 from utils.command_line import flag_name
 
 RUNS, STEPS = 2, 2
@@ -20,7 +21,7 @@ FLAGS = ("--model", "random:tiny", "--steps", STEPS, "--runs", RUNS, "--num-thre
 def measured(good_script, tmp_path_factory):
     """What was printed, the results, the folder of the file."""
     folder = tmp_path_factory.mktemp("benchmark")
-    sections = ("--backends", "eager,tvm", "--throughput", 3, "--latency-report", 3)
+    sections = ("--backends", "eager,tvm", "--throughput", 3, "--latency-report", 3, "--enable-profiling")
     places = ("--json", folder / "a.json", "--report", folder / "report", "--work", folder / "work")
     done = good_script("benchmark.py", *FLAGS, *sections, *places)
     return done.stdout, schema.read(folder / "a.json"), folder
@@ -51,6 +52,19 @@ def test_throughput_and_latency(measured):
     assert all(min(row.seconds) <= row.p50 <= row.p99 <= max(row.seconds) for row in results.latency)
 
 
+def test_profiles_of_both_scripts(measured):
+    _, results, folder = measured
+    assert [(row.name, row.resolution, row.skipped) for row in results.profiles] == [
+        ("eager", "64x64", None),
+        ("tvm", "64x64", None),
+    ]
+    for row in results.profiles:
+        assert row.profile.step.steps == STEPS and row.profile.subject.num_threads == 1
+        assert 0.95 < sum(kernel.share for kernel in row.profile.kernels) <= 1
+    events = read_trace(folder / "traces" / "64x64.json")
+    assert {event["pid"] for event in events} == {1, 2}
+
+
 def test_the_environment_is_told(measured):
     _, results, _ = measured
     place = results.environment
@@ -61,7 +75,7 @@ def test_the_environment_is_told(measured):
 
 def test_tables_and_report_are_made(measured):
     stdout, results, folder = measured
-    assert all(f"\n{section}\n" in stdout for section in ("backends", "throughput", "latency"))
+    assert all(f"\n{section}\n" in stdout for section in ("backends", "throughput", "latency", "profiles"))
     assert results.environment.cpu in (folder / "report" / "index.html").read_text(encoding="utf-8")
 
 

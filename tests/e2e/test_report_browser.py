@@ -55,9 +55,9 @@ def opened(browser, report):
 def test_the_page_never_scrolls_sideways(opened, viewport, scheme):
     page = opened(viewport, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
-    assert page.locator("table").count() == 10 and page.locator("table").first.is_visible()
+    assert page.locator("table").count() == 13 and page.locator("table").first.is_visible()
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert page.locator("svg").count() == (7 if plot_style.available() else 0)
+    assert page.locator("svg").count() == (8 if plot_style.available() else 0)
 
 
 def test_the_colours_follow_the_scheme(opened):
@@ -103,4 +103,4 @@ def test_no_label_of_a_plot_is_cut(opened):
             return b.left < box.left - 1 || b.right > box.right + 1 || b.top < box.top - 1 || b.bottom > box.bottom + 1;
         }).map(text => text.textContent) }"""
     for viewport in (PHONE, DESK):
-        assert [svg.evaluate(script) for svg in opened(viewport).locator("svg").all()] == [[]] * 7
+        assert [svg.evaluate(script) for svg in opened(viewport).locator("svg").all()] == [[]] * 8

@@ -300,7 +300,7 @@ def test_a_run_that_took_no_time_is_refused(value):
         (lambda text: text[: len(text) // 2], "can't be read"),
         (lambda text: "", "can't be read"),
         (lambda text: json.dumps(json.loads(text) | {"schema": 99}), "has schema 99"),
-        (lambda text: json.dumps({"schema": 1}), "must have the keys"),
+        (lambda text: json.dumps({"schema": schema.SCHEMA}), "must have the keys"),
         (lambda text: text.replace('"total_seconds": [', '"total_seconds": ["a", ', 1), "wrong type"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from recordings import PEAK, SUBJECT, recording
 
 from benchmarks import schema
 from benchmarks.schema import (
@@ -11,6 +12,7 @@ from benchmarks.schema import (
     Backend,
     Environment,
     Latency,
+    ProfileRow,
     Results,
     Rung,
     Throughput,
@@ -18,6 +20,7 @@ from benchmarks.schema import (
     WinogradRow,
 )
 from benchmarks.tables import SECTIONS, tables
+from runtime.profile import summarise
 from utils.errors import UserError
 
 PLACE = Environment("a CPU", ["avx2"], 2, 2, 8_000_000_000, "Linux", "3.11", {"torch": None}, "abc+", "2026-01-01")
@@ -46,6 +49,12 @@ def results():
     made.tome_sweep.append(
         TomeRow("tvm", "64x64", 0.5, "flash", [1.0], [1.25], 0.8, [2.0], 30.0, 0.9, 1.5, [1, 2], "b.png")
     )
+    made.profiles.extend(
+        [
+            ProfileRow("eager", "64x64", "no luck"),
+            ProfileRow("tvm", "64x64", profile=summarise(recording(), SUBJECT, PEAK)),
+        ]
+    )
     return made
 
 
@@ -63,7 +72,7 @@ def test_a_file_is_read_as_it_was_written(results, tmp_path):
     ("edit", "words"),
     [
         (lambda text: text[: len(text) // 2], "can't be read"),
-        (lambda text: text.replace('"schema": 1', '"schema": 2'), "has schema 2, this version reads 1"),
+        (lambda text: text.replace('"schema": 2', '"schema": 3', 1), "has schema 3, this version reads 2"),
         (lambda text: "[]", "has schema None"),
         (lambda text: text.replace('"cores": 2', '"cores": "2"'), "environment.cores has the wrong type"),
         (lambda text: text.replace('"frechet":', '"freche":'), "tome_sweep[0] must have the keys"),
