@@ -31,7 +31,7 @@ class Tvm(Peer):
         """Load the component's library and map its parameters."""
         artifact = self._artifact()
         self.command = None
-        seconds = {"build": artifact.manifest.build_seconds}
+        seconds = {"build": sum(part.build_seconds for part in artifact.manifest.components.values())}
         if component == COMMAND:
             arguments = ["inference.py", "--artifacts-dir", self.settings.artifact]
             self.command = Command(arguments, self.settings, self.settings.output_folder(component, self.name))

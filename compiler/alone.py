@@ -38,7 +38,6 @@ def _manifest(components: dict[str, artifact.Component], tokenizer: artifact.Fil
         optimisations={},
         token_merging=None,
         versions={},
-        build_seconds=0.0,
         facts={},
     )
 

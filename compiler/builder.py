@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -41,10 +42,10 @@ def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, flo
 
 def _manifest(
     config: BuildConfig, plan: Plan, checkpoint: Checkpoint, cpu: Cpu, size: tuple[int, int], tokenizer: artifact.File
-) -> Callable[[dict[str, artifact.Component], float], artifact.Manifest]:
+) -> Callable[[dict[str, artifact.Component]], artifact.Manifest]:
     """Return a function that makes the manifest from what only the build's end knows."""
 
-    def make(built: dict[str, artifact.Component], seconds: float) -> artifact.Manifest:
+    def make(built: dict[str, artifact.Component]) -> artifact.Manifest:
         return artifact.Manifest(
             schema=artifact.SCHEMA,
             model_name=checkpoint.name,
@@ -65,7 +66,6 @@ def _manifest(
             optimisations=plan.on,
             token_merging=None if config.merging is None else dataclasses.asdict(config.merging),
             versions=versions(),
-            build_seconds=round(seconds, 1),
             facts=plan.facts[REST],
         )
 
@@ -76,21 +76,22 @@ def _compile(
     component: Component, cpu: Cpu, config: BuildConfig, plan: Plan, folder: Path, records: Records
 ) -> tuple[artifact.Component, Native]:
     print(f"{component.name}: to be built, {plan.reasons[component.name]}", flush=True)
-    start = time.perf_counter()
+    times = [time.perf_counter()]
     traced = trace(component)
-    traced_seconds = time.perf_counter() - start
+    times.append(time.perf_counter())
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
     native = compile_component(traced, cpu, plan.on, debug_dir, records)
-    start = time.perf_counter()
+    times.append(time.perf_counter())
     entry = write_component(traced, native, folder, plan.facts[component.name])
-    written = units.seconds(time.perf_counter() - start)
+    times.append(time.perf_counter())
+    tracing, _, writing = (units.seconds(after - before) for before, after in itertools.pairwise(times))
     print(
-        f"{component.name}: traced in {units.seconds(traced_seconds)}, {len(native.origins)} kernels compiled in "
+        f"{component.name}: traced in {tracing}, {len(native.origins)} kernels compiled in "
         f"{units.seconds(native.seconds)}, library and {units.size(entry.parameters.size)} of parameters "
-        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) written in {written}",
+        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) written in {writing}",
         flush=True,
     )
-    return entry, native
+    return replace(entry, build_seconds=times[-1] - times[0]), native
 
 
 def _verified(
@@ -98,15 +99,21 @@ def _verified(
 ) -> artifact.Component:
     start = time.perf_counter()
     parity = verify(component, engine, dtype)
+    seconds = time.perf_counter() - start
     shares = _shares(parity.seconds, native.origins)
     print(
-        f"{component.name}: verified in {units.seconds(time.perf_counter() - start)}: "
+        f"{component.name}: verified in {units.seconds(seconds)}: "
         + ", ".join(f"{name} {value:.1f} dB" for name, value in parity.psnr.items())
         + "; time: "
         + ", ".join(f"{origin} {share:.1%}" for origin, share in shares.items()),
         flush=True,
     )
-    return replace(entry, psnr={k: round(v, 2) for k, v in parity.psnr.items()}, time_share=shares)
+    return replace(
+        entry,
+        psnr={k: round(v, 2) for k, v in parity.psnr.items()},
+        time_share=shares,
+        build_seconds=round(entry.build_seconds + seconds, 1),
+    )
 
 
 def _take(name: str, plan: Plan, config: BuildConfig, folder: Path) -> artifact.Component:
@@ -145,12 +152,12 @@ def build(config: BuildConfig, plan: Plan) -> Path:
                 built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder, records)
                 if config.enable_cache:
                     share_parameters(built[part.name], folder)
-        artifact.write_manifest(make(built, 0.0), folder)
+        artifact.write_manifest(make(built), folder)
         unverified = artifact.Artifact(folder)
         for part in (part for part in parts if part.name in natives):
             engine = Engine(unverified, part.name, tvm.cpu())
             built[part.name] = _verified(part, built[part.name], natives[part.name], engine, config.dtype)
-        artifact.write_manifest(make(built, time.perf_counter() - start), folder)
+        artifact.write_manifest(make(built), folder)
     if config.enable_cache:
         store(artifact.Artifact(config.output_dir), list(natives))
     total = folder_size(config.output_dir)

@@ -31,7 +31,8 @@ def _packed(
 def write_component(traced: Traced, native: Native, folder: Path, facts: dict[str, str]) -> Component:
     """Write the library and the packed parameters of a component and return its entry in the manifest.
 
-    Packing runs the library's own packing functions. ``facts``: see ``compiler.facts``.
+    Packing runs the library's own packing functions. What only the build knows in the end (parity, shares of time,
+    seconds) is left empty. ``facts``: see ``compiler.facts``.
     """
     library = folder / f"{traced.name}.so"
     native.code.export(library)
@@ -49,6 +50,7 @@ def write_component(traced: Traced, native: Native, folder: Path, facts: dict[st
         psnr={},
         time_share={},
         raw_bytes=sum(value.nbytes for value in traced.parameters.values()),
+        build_seconds=0.0,
         optimisations=native.used,
         facts=facts,
     )

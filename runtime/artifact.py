@@ -16,7 +16,7 @@ import utils.decoding
 from utils.digests import known_digests, remember, sha256
 from utils.errors import UserError
 
-SCHEMA = 5
+SCHEMA = 6
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -85,7 +85,8 @@ class Component:
 
     Every function takes its inputs, then all parameters in the order of ``packing``. ``psnr`` is in dB against PyTorch,
     per function; ``kernels`` has the native functions that these call, by symbol; ``time_share`` the share of estimated
-    time by record, kernel and rule. ``optimisations`` names those that changed it, and ``facts`` what else decided it:
+    time by record, kernel and rule. ``build_seconds`` were spent on tracing, compiling, writing and verifying it, in
+    whichever build that was. ``optimisations`` names those that changed it, and ``facts`` what else decided it:
     both tell whether it has to be built anew.
     """
 
@@ -97,6 +98,7 @@ class Component:
     psnr: dict[str, float]
     time_share: dict[str, float]
     raw_bytes: int
+    build_seconds: float
     optimisations: list[str]
     facts: dict[str, str]
 
@@ -131,7 +133,6 @@ class Manifest:
     optimisations: dict[str, bool]
     token_merging: dict[str, Any] | None
     versions: dict[str, str]
-    build_seconds: float
     facts: dict[str, str]
 
 

@@ -8,6 +8,7 @@ import time
 
 from pictures import picture_psnr, read_all
 
+from runtime.artifact import Artifact
 from utils.config import ROOT
 
 LOADED = """
@@ -27,6 +28,11 @@ def test_an_identical_build_ends_before_torch_or_tvm_is_imported(good_script, ti
     assert {path: path.stat().st_mtime_ns for path in tiny_artifact.rglob("*")} == before
 
 
+def seconds(folder):
+    """Return the seconds that each component's build took, whenever that was."""
+    return {name: part.build_seconds for name, part in Artifact(folder).manifest.components.items()}
+
+
 def test_an_optimisation_of_the_unet_rebuilds_the_unet(good_script, tiny_artifact, tmp_path):
     flags = ("--model", "random:tiny", "--output-dir", tmp_path / "a", "--disable", "cached_context")
     said = good_script("build.py", *flags).stdout
@@ -34,6 +40,8 @@ def test_an_optimisation_of_the_unet_rebuilds_the_unet(good_script, tiny_artifac
     for component in ("text_encoder", "vae_decoder"):
         assert f"{component}: unchanged, taken from the cache" in said
         assert f"{component}: traced" not in said
+        assert seconds(tmp_path / "a")[component] == seconds(tiny_artifact)[component]
+    assert all(value > 0 for value in seconds(tmp_path / "a").values())
     run = ("--steps", 4, "--seed", 3, "--prompt", "a cat")
     drawn = []
     for artifact, folder in ((tiny_artifact, tmp_path / "one"), (tmp_path / "a", tmp_path / "two")):

@@ -73,7 +73,7 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         files = describe(library, folder), describe(parameters, folder)
         kernels = {KERNEL: Kernel("matmul", FLOPS, BYTES, dict.fromkeys(types_, CALLS))}
         psnr = dict.fromkeys(types_, 99.0)
-        components[name] = Component(*files, {}, types_, kernels, psnr, {"rule": 1.0}, 14, [], {})
+        components[name] = Component(*files, {}, types_, kernels, psnr, {"rule": 1.0}, 14, 1.5, [], {})
     manifest = Manifest(
         schema=SCHEMA,
         model_name="fake, small: model",
@@ -100,7 +100,6 @@ def write_artifact(folder: Path, batch: int = 1, **changes: object) -> Path:
         optimisations={},
         token_merging=None,
         versions={},
-        build_seconds=1.0,
         facts={},
     )
     write_manifest(dataclasses.replace(manifest, **changes), folder)
