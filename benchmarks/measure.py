@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from backends.peer import GUIDANCE_SCALE, PROMPT, SEED, Settings
@@ -18,6 +19,7 @@ from benchmarks.report import write_report
 from benchmarks.session import Session, environment, model_name
 from benchmarks.tables import SECTIONS, tables
 from benchmarks.tome import sweep
+from utils.config import ROOT
 from utils.cpu import physical_cores
 from utils.progress import say
 
@@ -31,6 +33,8 @@ class Measurement:
         self.config = config
         threads = physical_cores() if config.num_threads is None else config.num_threads
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PLACES}
+        model = Path(config.model).absolute()
+        settings["model"] = str(model.relative_to(ROOT)) if model.is_relative_to(ROOT) else config.model
         fixed = {"prompt": PROMPT, "seed": SEED, "guidance_scale": GUIDANCE_SCALE, "num_threads": threads}
         self.results = schema.Results(environment(threads), {**settings, **fixed})
         self.sessions = [self._session(width, height, threads) for width, height in config.sizes]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
+import shutil
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -55,9 +55,13 @@ def groups(names: Sequence[str], needed: float, available: float | None) -> list
     return [[OURS, name] if OURS in names else [name] for name in peers] or [[OURS]]
 
 
-def relative(path: str, base: Path) -> str:
-    """Return a path as a file in ``base`` names it."""
-    return os.path.relpath(path, base.absolute())
+def keep(path: str, base: Path) -> str:
+    """Copy a picture that a worker drew into ``base/pictures``, and return its path as a file in ``base`` names it."""
+    drawn = Path(path)
+    kept = base / "pictures" / f"{drawn.parents[2].name}-{drawn.parent.name}.png"  # model and size, variant
+    kept.parent.mkdir(exist_ok=True)
+    shutil.copyfile(drawn, kept)
+    return kept.relative_to(base).as_posix()
 
 
 def in_turn(loaded: Sequence[Run], i: int) -> Iterator[Run]:
@@ -173,7 +177,7 @@ class Pictures:
             ours_seconds=shared,
             ratio=statistics.median(pairs) if pairs else None,
             ratio_interval=list(interval(pairs)) if pairs else None,
-            picture=relative(run.answers[-1]["picture"], self.base),
+            picture=keep(run.answers[-1]["picture"], self.base),
         )
 
     def _seconds(self, name: str, steps: Sequence[int], description: str) -> Iterator[list[float]]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from backends.command import run_python
 from backends.peer import GUIDANCE_SCALE, PICTURE
-from benchmarks.pictures import Run, pair, relative
+from benchmarks.pictures import Run, keep, pair
 from benchmarks.results import OURS
 from benchmarks.schema import TomeRow
 from benchmarks.session import Session
@@ -85,7 +85,7 @@ def _row(
         accuracy=scores.get("accuracy"),
         frechet=scores.get("frechet"),
         frechet_interval=scores.get("frechet_interval"),
-        picture=relative(pictures[1], base),
+        picture=keep(pictures[1], base),
     )
 
 

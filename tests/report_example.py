@@ -60,6 +60,7 @@ def example(base: Path) -> Results:
         environment=environment(),
         settings={
             "model": "random:sd15",
+            "dtype": "float32",
             "steps": 20,
             "height": 512,
             "width": 512,

@@ -2,9 +2,10 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-from backends.peer import Settings
+from PIL import Image
+
+from backends.peer import PICTURE, Settings
 from benchmarks.workers import WorkerError
 
 SECONDS = {"tvm": 1.0, "eager": 4.0, "openvino": 2.0}
@@ -30,8 +31,10 @@ class FakeWorker:
             raise fails[1]
         unet = SECONDS[self.name] * steps * self.session.factor + self.count / 1000
         answer = {"total_seconds": unet + 1, "text_seconds": 0.25, "unet_seconds": unet, "vae_seconds": 0.75}
-        picture = str(self.session.work / f"{self.name}.png")
-        return {**answer, "peak_memory": 5_000_000, "psnr": 70.0 - self.count, "picture": picture}
+        picture = self.session.settings.output_folder(PICTURE, self.name) / "picture.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "teal").save(picture)
+        return {**answer, "peak_memory": 5_000_000, "psnr": 70.0 - self.count, "picture": str(picture)}
 
     def close(self):
         self.session.log.append((self.name, "closed"))
@@ -40,9 +43,9 @@ class FakeWorker:
 class FakeSession:
     """The part of ``Session`` that pictures are drawn with."""
 
-    def __init__(self, work=Path("/nowhere"), factor=1.0, **changes):
+    def __init__(self, work, factor=1.0, **changes):
         common = {"model": "m", "dtype": "float32", "height": 64, "width": 72, "num_threads": 1, "steps": 3}
-        self.settings = Settings(**common, folder=work, artifacts_dir=None, model_bytes=100, **changes)
+        self.settings = Settings(**common, folder=work / "m-72x64", artifacts_dir=None, model_bytes=100, **changes)
         self.work, self.factor = work, factor
         self.refused, self.broken, self.fails, self.log, self.converted = {}, set(), {}, [], []
 

@@ -4,10 +4,8 @@ import json
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from fake_painter import FakeSession
-from PIL import Image
 
 from benchmarks import ladder, pictures, tome
 from compiler.optimisations import OPTIMISATIONS, enabled
@@ -18,9 +16,9 @@ def no_pause(monkeypatch):
     monkeypatch.setattr(pictures, "PAUSE_SECONDS", 0.0)
 
 
-def test_every_optimisation_is_a_rung_and_each_rung_has_one_more():
+def test_every_optimisation_is_a_rung_and_each_rung_has_one_more(tmp_path):
     assert set(ladder.ORDER) == set(OPTIMISATIONS)
-    made = list(ladder.rungs(FakeSession()))
+    made = list(ladder.rungs(FakeSession(tmp_path)))
     on = [sum(enabled(session.settings.disable).values()) for _, session in made]
     assert on == [*range(len(OPTIMISATIONS) + 1), len(OPTIMISATIONS), len(OPTIMISATIONS)]
     (bfloat16, half), (merging, merged) = made[-2:]
@@ -54,8 +52,6 @@ def test_ratios_multiply_up_and_a_rung_that_fails_is_left_out(monkeypatch, tmp_p
 
 
 def test_each_ratio_is_compared_with_none(monkeypatch, tmp_path):
-    for name in ("tvm", "eager"):
-        Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / f"{name}.png")
     session = FakeSession(tmp_path)
     rows = list(tome.sweep(session, [0, 0.5], 2, 0, 0, tmp_path))
     found = [(row.name, row.attention, row.ratio) for row in rows]
@@ -72,11 +68,10 @@ def test_each_ratio_is_compared_with_none(monkeypatch, tmp_path):
         (("eager",), "float32-math-tome-0.5"),
     ]
     assert all(row.unet_ratio == 1 and row.psnr_to_plain == tome.EQUAL and row.accuracy is None for row in rows)
-    assert rows[0].picture == "tvm.png" and rows[0].resolution == "72x64"
+    assert rows[0].picture == "pictures/m-72x64-tvm-float32.png" and rows[0].resolution == "72x64"
 
 
 def test_the_judge_scores_ours_with_flash_attention(monkeypatch, tmp_path):
-    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "tvm.png")
     calls = []
 
     def run_python(arguments, flags):
@@ -90,4 +85,4 @@ def test_the_judge_scores_ours_with_flash_attention(monkeypatch, tmp_path):
     session = FakeSession(tmp_path)
     flash, plain = tome.sweep(session, [0.25], 2, 0, 24, tmp_path)
     assert (flash.accuracy, flash.frechet, flash.frechet_interval) == (0.75, 2.0, [1.0, 3.0]) and plain.accuracy is None
-    assert calls == [(["demo/evaluate.py"], tmp_path / "artifact-float32-tome-0.25", 24)]
+    assert calls == [(["demo/evaluate.py"], tmp_path / "m-72x64" / "artifact-float32-tome-0.25", 24)]
