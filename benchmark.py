@@ -12,6 +12,7 @@ EXAMPLES = """
   python benchmark.py --json ladder.json --ladder --runs 3            what each optimisation is worth
   python benchmark.py --json tome.json --tome-sweep 0,0.2,0.4,0.6 --steps 20 --judge-images 120
   python benchmark.py --json more.json --throughput 10 --latency-report 100 --backends tvm,openvino
+  python benchmark.py --json slow.json --disable winograd --backends tvm,eager --runs 15
   python benchmark.py --compare old.json new.json                     exits with 1 where something became slower
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from backends.peer import DTYPES, PEERS
 from benchmarks.config import MAX_RUNS, check_file, names
+from compiler.optimisations import enabled
 from utils.command_line import existing_parent, flag
 from utils.config import DEMO_CHECKPOINT, MAX_STEPS, BuildConfig, SamplingConfig
 from utils.errors import UserError, choose
@@ -32,6 +33,7 @@ class BenchmarkConfig:
         None, "WIDTHxHEIGHT in pixels, separated by commas (default: the checkpoint's own)", metavar="WxH[,WxH]"
     )
     dtype: str = flag("float32", "float32 or bfloat16, of every backend")
+    disable: str = flag("", "optimisations that our build leaves out, as for build.py", metavar="OPT[,OPT]")
     num_threads: int | None = flag(None, "CPU threads of every backend (default: the physical cores)")
     runs: int = flag(5, "measured runs of each, in turn")
     warmups: int = flag(1, "runs before them that are not counted")
@@ -71,6 +73,7 @@ class BenchmarkConfig:
             raise UserError("--judge-images does nothing without --tome-sweep; add it")
         self._check_folders()
         SamplingConfig(steps=self.steps, num_threads=self.num_threads, output_dir=self.work)
+        enabled(self.disable, self.dtype)
         for width, height in self.sizes:
             BuildConfig(model=self.model, height=height, width=width, output_dir=self.work)
         self.ratios  # noqa: B018 - refuses what is none
@@ -83,6 +86,8 @@ class BenchmarkConfig:
             if self.dtype != "float32":
                 raise UserError(f"{name} has precisions of its own; leave --dtype {self.dtype} out")
         asked["--tome-sweep"] = self.tome_sweep is not None
+        for name in (name for name, wanted in asked.items() if wanted and self.disable):
+            raise UserError(f"{name} chooses optimisations itself; leave --disable out")
         for name in (name for name, wanted in asked.items() if wanted):
             if len(self.sizes) > 1:
                 raise UserError(f"{name} is of one size; name one in --resolutions")

@@ -53,6 +53,7 @@ class Measurement:
             folder=work,
             artifacts_dir=None,
             scheduler_label=config.scheduler_label,
+            disable=config.disable,
         )
         return Session(settings, work)
 

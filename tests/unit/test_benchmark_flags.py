@@ -6,6 +6,7 @@ import pytest
 
 from backends.peer import PEERS
 from benchmarks.flags import BenchmarkConfig
+from benchmarks.measure import Measurement
 from utils.command_line import parse
 from utils.errors import UserError
 
@@ -35,6 +36,14 @@ def test_ratios(tmp_path, monkeypatch):
     assert config().ratios == [] and config("--tome-sweep", "0,0.2,0.2,.75").ratios == [0.0, 0.2, 0.75]
 
 
+def test_what_our_build_leaves_out_is_part_of_its_artifact_s_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain, without = (Measurement(config(*flags)) for flags in ([], ["--disable", "winograd"]))
+    (plain_session,), (session,) = plain.sessions, without.sessions
+    assert session.settings.disable == "winograd" == without.results.settings["disable"]
+    assert session.settings.artifact != plain_session.settings.artifact
+
+
 def test_two_files_are_compared_and_nothing_else_is_looked_at():
     made = parse(BenchmarkConfig, ["--compare", "old.json", "new.json"], "", "")
     assert made.compare == (Path("old.json"), Path("new.json"))
@@ -57,6 +66,9 @@ def test_two_files_are_compared_and_nothing_else_is_looked_at():
         (["--resolutions", "512x513"], "--height must be a multiple of 8"),
         (["--steps", "0"], "--steps must be from 1"),
         (["--ladder", "--dtype", "bfloat16"], "--ladder has precisions of its own"),
+        (["--disable", "winogrd"], "did you mean winograd?"),
+        (["--disable", "split_float32", "--dtype", "bfloat16"], "--dtype bfloat16 needs"),
+        (["--tome-sweep", "0", "--disable", "winograd"], "--tome-sweep chooses optimisations itself"),
         (["--tome-sweep", "0", "--resolutions", "64x64,72x64"], "--tome-sweep is of one size"),
         (["--json", "none/a.json"], "there is no folder"),
         (["--report", "file/x"], "--report"),
