@@ -53,7 +53,8 @@ class Converted(Peer):
     @property
     def folder(self) -> Path:
         """The folder of what was converted, a folder a component."""
-        return self.settings.folder / f"{self.name}-{version(self.name)}"
+        batch = "" if self.settings.batch_size == 1 else f"-batch-{self.settings.batch_size}"
+        return self.settings.folder / f"{self.name}-{version(self.name)}{batch}"
 
     def convert(self, components: Sequence[str]) -> None:
         """Write the files of each component, and for a picture what else makes one."""
@@ -87,7 +88,8 @@ class Converted(Peer):
             "model_name": checkpoint.name,
             "model_digest": checkpoint.digest,
             "scheduler": checkpoint.scheduler_config,
-            "latent_shape": list(latent_shape),
+            "latent_shape": list(latent_shape[1:]),
+            "batch_size": self.settings.batch_size,
         }
         write_whole(self.folder / PIPELINE, json.dumps(values))
 

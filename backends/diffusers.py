@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from unittest import mock
 
@@ -33,16 +33,26 @@ from utils.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Generated:
-    """One picture, uint8 [H, W, 3], its latent before decoding, float32 [4, h, w], and where its time went.
+    """Pictures made at once, uint8 [N, H, W, 3], their latents before decoding, float32 [N, 4, h, w], and their time.
 
     A step is one of the scheduler's, UNet call included.
     """
 
-    picture: np.ndarray
-    latent: np.ndarray
+    pictures: np.ndarray
+    latents: np.ndarray
     text: Phase
     steps: list[Phase]
     decode: Phase
+
+    @property
+    def picture(self) -> np.ndarray:
+        """The first picture, uint8 [H, W, 3]."""
+        return self.pictures[0]
+
+    @property
+    def latent(self) -> np.ndarray:
+        """The first one's latent, float32 [4, h, w]."""
+        return self.latents[0]
 
     @property
     def phases(self) -> list[Phase]:
@@ -117,10 +127,12 @@ class DiffusersBackend:
         with torch.no_grad():
             return self.pipe.encode_prompt(prompt, self.device, 1, self.guidance_scale > 1, negative_prompt)
 
-    def generate(self, prompt: str, negative_prompt: str, seed: int, steps: int | None = None) -> Generated:
-        """Make one picture, of the config's steps or others. Prompts that were encoded before are not encoded again.
+    def generate(
+        self, prompt: str, negative_prompt: str, seed: int, steps: int | None = None, count: int = 1
+    ) -> Generated:
+        """Make ``count`` pictures at once, of the config's steps or others. Prompts are encoded the first time only.
 
-        The noise is that of a CPU ``torch.Generator`` with this seed, drawn in float32 whatever the dtype.
+        Picture i has the noise of a CPU ``torch.Generator`` seeded ``seed`` + i, drawn in float32 whatever the dtype.
 
         Raises:
             UserError: the latent has NaN or Inf.
@@ -128,18 +140,19 @@ class DiffusersBackend:
         start = time.perf_counter()
         context, negative_context = self.encode(prompt, negative_prompt)
         encoded = time.perf_counter()
-        latent, phases = self._sample(context, negative_context, seed, self.steps if steps is None else steps)
+        seeds = range(seed, seed + count)
+        latents, phases = self._sample(context, negative_context, seeds, self.steps if steps is None else steps)
         sampled = time.perf_counter()
         with torch.no_grad():
-            picture = self._decode(latent)
+            pictures = self._decode(latents)
         text, decode = Phase("text", "text", start, encoded), Phase("decode", "decode", sampled, time.perf_counter())
-        return Generated(picture, latent[0].float().cpu().numpy(), text, phases, decode)
+        return Generated(pictures, latents.float().cpu().numpy(), text, phases, decode)
 
     def _sample(
-        self, context: torch.Tensor, negative_context: torch.Tensor | None, seed: int, steps: int
+        self, context: torch.Tensor, negative_context: torch.Tensor | None, seeds: Sequence[int], steps: int
     ) -> tuple[torch.Tensor, list[Phase]]:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        noise = torch.randn(self.latent_shape, generator=generator)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        noise = torch.cat([torch.randn(self.latent_shape, generator=generator) for generator in generators])
         times = [time.perf_counter()]
 
         def note_time(pipe: object, step: int, timestep: object, values: dict) -> dict:
@@ -152,7 +165,8 @@ class DiffusersBackend:
                 prompt_embeds=context,
                 negative_prompt_embeds=negative_context,
                 latents=noise.to(self.dtype),
-                generator=generator,
+                generator=generators,
+                num_images_per_prompt=len(generators),
                 num_inference_steps=steps,
                 guidance_scale=self.guidance_scale,
                 height=self.height,
@@ -165,10 +179,10 @@ class DiffusersBackend:
         spans = enumerate(itertools.pairwise(times), 1)
         return result.images, [Phase(STEPS, f"step {number}", *span) for number, span in spans]
 
-    def _decode(self, latent: torch.Tensor) -> np.ndarray:
-        image = self.pipe.vae.decode(latent / self.checkpoint.vae_scaling_factor, return_dict=False)[0]
-        picture = self.pipe.image_processor.postprocess(image.float(), output_type="np")[0]
-        return (picture * 255).round().astype(np.uint8)
+    def _decode(self, latents: torch.Tensor) -> np.ndarray:
+        images = self.pipe.vae.decode(latents / self.checkpoint.vae_scaling_factor, return_dict=False)[0]
+        pictures = self.pipe.image_processor.postprocess(images.float(), output_type="np")
+        return (pictures * 255).round().astype(np.uint8)
 
     def _synchronise(self) -> None:
         if self.device == "cuda":

@@ -36,10 +36,10 @@ class Eager(Peer):
         return {"load": time.perf_counter() - start}
 
     def draw(self, seed: int, steps: int) -> Drawn:
-        """Draw with diffusers' own pipeline."""
+        """Draw by diffusers' own pipeline."""
         self.backend.encode.cache_clear()
-        made = self.backend.generate(PROMPT, "", seed, steps)
-        return Drawn(made.picture, made.text.seconds, sum(step.seconds for step in made.steps), made.decode.seconds)
+        made = self.backend.generate(PROMPT, "", seed, steps, self.settings.batch_size)
+        return Drawn(made.pictures, made.text.seconds, sum(step.seconds for step in made.steps), made.decode.seconds)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Call the module."""

@@ -31,6 +31,7 @@ class ModelPipeline:
     def __init__(self, folder: Path, models: Mapping[str, Callable[..., np.ndarray]], label: str | None) -> None:
         self.description = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
         self.latent_shape = tuple(self.description["latent_shape"])
+        self.batch_size = int(self.description["batch_size"])
         config = self.description["scheduler"]
         self.scheduler = schedulers.create(schedulers.default_label(config) if label is None else label, config)
         self.tokenizer = Tokenizer(folder / TOKENIZER)
@@ -39,27 +40,28 @@ class ModelPipeline:
         )
 
     def draw(self, prompt: str, negative_prompt: str, seed: int, steps: int, guidance_scale: float) -> Drawn:
-        """Draw one picture.
+        """Draw as many pictures at once as the models take, of seeds from ``seed`` on.
 
         Raises:
             UserError: more steps than the sampler can make.
         """
         times = [time.perf_counter()]
         texts = (negative_prompt, prompt)
-        context = np.concatenate([self.text_encoder(self.tokenizer.encode(text)).copy() for text in texts])
+        contexts = [self.text_encoder(self.tokenizer.encode(text)).copy() for text in texts]
+        context = np.repeat(np.concatenate(contexts), self.batch_size, axis=0)
         times.append(time.perf_counter())
-        latent = self._denoise(context, schedulers.NoiseGenerator(seed), steps, guidance_scale)
+        seeds = range(seed, seed + self.batch_size)
+        noise = schedulers.per_picture([schedulers.NoiseGenerator(each) for each in seeds])
+        latent = self._denoise(context, noise, steps, guidance_scale)
         times.append(time.perf_counter())
-        picture = to_uint8(self.vae_decoder(latent)[0])
+        pictures = np.stack([to_uint8(self.vae_decoder(x[None])[0]) for x in latent])
         times.append(time.perf_counter())
         text, unet, vae = (after - before for before, after in itertools.pairwise(times))
-        return Drawn(picture, text, unet, vae)
+        return Drawn(pictures, text, unet, vae)
 
-    def _denoise(
-        self, context: np.ndarray, noise: schedulers.NoiseGenerator, steps: int, guidance_scale: float
-    ) -> np.ndarray:
+    def _denoise(self, context: np.ndarray, noise: schedulers.Noise, steps: int, guidance_scale: float) -> np.ndarray:
         self.scheduler.set_timesteps(steps)  # forgets the picture before
-        x = noise(self.latent_shape) * np.float32(self.scheduler.init_noise_sigma)
+        x = noise((self.batch_size, *self.latent_shape)) * np.float32(self.scheduler.init_noise_sigma)
         for i, t in enumerate(self.scheduler.timesteps):
             model_input = self.scheduler.scale_model_input(x, i)
             both = self.unet(np.concatenate([model_input] * 2), np.array([t], np.float32), context)

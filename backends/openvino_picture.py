@@ -60,7 +60,7 @@ def run(config: PictureConfig) -> None:
     pipeline, prompt = load(config), FALLBACK_PROMPT if config.prompt is None else config.prompt
     first = 0 if config.seed is None else config.seed
     for seed in range(first, first + config.num_images):
-        pixels = pipeline.draw(prompt, config.negative_prompt, seed, config.steps, config.guidance_scale).picture
+        pixels = pipeline.draw(prompt, config.negative_prompt, seed, config.steps, config.guidance_scale).pictures[0]
         info = PictureInfo(
             prompt=prompt,
             negative_prompt=config.negative_prompt,

@@ -35,9 +35,9 @@ BFLOAT16_SETS = {"avx512bf16", "amxbf16", "bf16"}
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """One picture, uint8 [H, W, 3], and where its seconds went; the UNet's are those of the whole loop."""
+    """Pictures made at once, uint8 [N, H, W, 3], and their seconds; the UNet's are those of the whole loop."""
 
-    picture: np.ndarray
+    pictures: np.ndarray
     text_seconds: float
     unet_seconds: float
     vae_seconds: float
@@ -49,7 +49,7 @@ class Settings:
 
     ``folder`` holds what is kept between runs: inputs, references, converted models. ``steps`` are those of a picture,
     and without a ``scheduler_label`` its sampler is the model's own. ``attention`` is diffusers', ``disable`` what our
-    build leaves out, ``tome_ratio`` the share of tokens that both merge.
+    build leaves out, ``tome_ratio`` the share of tokens that both merge, ``batch_size`` the pictures made at once.
     """
 
     model: str
@@ -64,6 +64,7 @@ class Settings:
     attention: str = "sdpa"
     tome_ratio: float | None = None
     disable: str = ""
+    batch_size: int = 1
     model_digest: str = ""  # filled in with ``folder`` by backends.reference, as is the next
     model_bytes: int = 0  # of its parameters in float32
 
@@ -83,6 +84,7 @@ class Settings:
         words = [self.dtype]
         words += [] if self.attention == "sdpa" else [self.attention]
         words += [] if self.tome_ratio is None else [f"tome-{self.tome_ratio:g}"]
+        words += [] if self.batch_size == 1 else [f"batch-{self.batch_size}"]
         words += [f"without-{hashlib.sha256(self.disable.encode()).hexdigest()[:8]}"] if self.disable else []
         return "-".join(words)
 
@@ -96,7 +98,8 @@ class Settings:
         if component not in (COMMAND, PICTURE):
             return self.folder / component
         sampler = "" if self.scheduler_label is None else f"-{self.scheduler_label}"
-        return self.folder / f"{component}-{self.steps}-steps{sampler}"
+        batch = "" if self.batch_size == 1 else f"-batch-{self.batch_size}"
+        return self.folder / f"{component}-{self.steps}-steps{sampler}{batch}"
 
     def output_folder(self, component: str, peer: str) -> Path:
         """Return the folder of what a peer makes of a component."""
@@ -110,7 +113,9 @@ class Settings:
             return dict(file)
 
     def reference(self, component: str) -> np.ndarray:
-        """Return what diffusers makes of the inputs in float32: a tensor, or a picture, uint8 [H, W, 3]."""
+        """Return what diffusers makes of the inputs in float32: a tensor; a picture, uint8 [H, W, 3], of the command;
+        the pictures of all seeds, [N, H, W, 3].
+        """
         return np.load(self.component_folder(component) / REFERENCE, allow_pickle=False)
 
 
@@ -150,7 +155,9 @@ class Peer(ABC):
         """Call the component once, on inputs as ``backends.reference`` stores them. Returns float32 or uint8."""
 
     def draw(self, seed: int, steps: int) -> Drawn:
-        """Draw a picture with what was prepared as ``PICTURE``; its prompt is encoded anew.
+        """Draw ``batch_size`` pictures of seeds from ``seed`` on, by what was prepared as ``PICTURE``.
+
+        The prompt is encoded anew.
 
         Raises:
             UserError: it has NaN or Inf, or the sampler can't make so many steps.

@@ -18,7 +18,7 @@ from utils.config import BaselineConfig
 
 
 def load_parts(settings: Settings) -> tuple[Checkpoint, dict[str, Component]]:
-    """Load the model, and its components for one picture of the size that is asked for.
+    """Load the model, and its components for the size and number of pictures that are asked for.
 
     Raises:
         UserError: the model can't be loaded, or can't make this size.
@@ -26,7 +26,7 @@ def load_parts(settings: Settings) -> tuple[Checkpoint, dict[str, Component]]:
     checkpoint = load_checkpoint(settings.model)
     return checkpoint, {
         part.name: part
-        for part in components(checkpoint, *checkpoint.size(settings.height, settings.width), batch_size=1)
+        for part in components(checkpoint, *checkpoint.size(settings.height, settings.width), settings.batch_size)
     }
 
 
@@ -53,7 +53,8 @@ def make_references(settings: Settings, names: Sequence[str]) -> Settings:
             continue
         path.mkdir(parents=True, exist_ok=True)
         if name in (COMMAND, PICTURE):
-            _save(path / REFERENCE, _picture(settings, checkpoint))
+            pictures = _pictures(settings, checkpoint)
+            _save(path / REFERENCE, pictures if name == PICTURE else pictures[0])
         else:
             _store_call(path, parts[name])
     return settings
@@ -67,11 +68,13 @@ def _store_call(folder: Path, part: Component) -> None:
         _save(folder / REFERENCE, part.module(*(value for _, value in function.inputs)).numpy())
 
 
-def _picture(settings: Settings, checkpoint: Checkpoint) -> np.ndarray:
+def _pictures(settings: Settings, checkpoint: Checkpoint) -> np.ndarray:
+    """Draw the picture of each seed by itself."""
     from backends.diffusers import DiffusersBackend
 
     plain = replace(settings, dtype="float32", attention="sdpa", tome_ratio=None)
-    return DiffusersBackend(baseline_config(plain), checkpoint).generate(PROMPT, "", SEED).picture
+    backend = DiffusersBackend(baseline_config(plain), checkpoint)
+    return np.stack([backend.generate(PROMPT, "", SEED + i).picture for i in range(settings.batch_size)])
 
 
 def baseline_config(settings: Settings, compile: bool = False) -> BaselineConfig:

@@ -69,12 +69,12 @@ class Tvm(Peer):
         self.pipeline.encode.cache_clear()
         self.pipeline.context(request)
         times.append(time.perf_counter())
-        *_, last = self.pipeline.sample(request, [seed])
+        *_, last = self.pipeline.sample(request, range(seed, seed + self.settings.batch_size))
         times.append(time.perf_counter())
-        picture = to_uint8(self.pipeline.decode(last.x_t)[0])
+        pictures = np.stack([to_uint8(picture) for picture in self.pipeline.decode(last.x_t)])
         times.append(time.perf_counter())
         text, unet, vae = (after - before for before, after in itertools.pairwise(times))
-        return Drawn(picture, text, unet, vae)
+        return Drawn(pictures, text, unet, vae)
 
     def size(self) -> int | None:
         """Return the bytes of the artifact."""
@@ -92,7 +92,7 @@ class Tvm(Peer):
             ("dtype", manifest.dtype, settings.dtype),
             ("height", manifest.height, settings.height),
             ("width", manifest.width, settings.width),
-            ("batch size", manifest.batch_size, 1),
+            ("batch size", manifest.batch_size, settings.batch_size),
             ("model", manifest.model_digest, settings.model_digest),
         ):
             if found != wanted:
@@ -110,6 +110,8 @@ class Tvm(Peer):
         }
         if settings.dtype != "float32":
             flags["--dtype"] = settings.dtype
+        if settings.batch_size > 1:
+            flags["--batch-size"] = settings.batch_size
         if settings.disable:
             flags |= {"--disable": settings.disable, "--enable-cache": 0}  # of no use to other builds
         merges = [] if settings.tome_ratio is None else ["--apply-tome"]

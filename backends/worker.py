@@ -97,7 +97,7 @@ class Painter:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, steps: int, warm: bool) -> Answer:
-        """Draw a picture; ``warm`` draws one of a single step before, uncounted, for the reason that ``sample`` has.
+        """Draw pictures; ``warm`` draws with a single step before, uncounted, for the reason that ``sample`` has.
 
         Raises:
             UserError: it can't be drawn, or is not of the reference's shape.
@@ -111,11 +111,11 @@ class Painter:
         answer = {"total_seconds": total, **parts, "peak_memory": self.peer.peak_memory()}
         if steps != self.settings.steps:
             return answer
-        quality = psnr(self.settings.reference(PICTURE), made.picture)
+        quality = psnr(self.settings.reference(PICTURE), made.pictures)
         if quality == -math.inf:
-            raise UserError(f"{self.peer.name}: the picture has not the shape of the reference")
+            raise UserError(f"{self.peer.name}: the pictures have not the shape of the reference")
         picture = self.folder / DRAWN
-        Image.fromarray(made.picture).save(picture)
+        Image.fromarray(made.pictures[0]).save(picture)
         return {**answer, "psnr": round(min(quality, EQUAL), 2), "picture": str(picture)}
 
 

@@ -40,7 +40,17 @@ MIN_RUNS = 3
 SPREAD = 0.9539  # median distance of two normal draws, in standard deviations
 EFFICIENCY = 1.024  # the change's standard error to that of a difference of means, sqrt(pi / 3)
 SLOWER, FASTER, SAME, TOO_FEW = "slower", "faster", "-", "too few runs"
-SETTINGS = ("model", "resolutions", "dtype", "prompt", "guidance_scale", "steps", "scheduler_label", "threads")
+SETTINGS = (
+    "model",
+    "resolutions",
+    "dtype",
+    "prompt",
+    "guidance_scale",
+    "steps",
+    "scheduler_label",
+    "batch_size",
+    "threads",
+)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class BenchmarkConfig:
         None, "WIDTHxHEIGHT in pixels, separated by commas (default: the checkpoint's own)", metavar="WxH[,WxH]"
     )
     dtype: str = flag("float32", "float32 or bfloat16, of every backend")
+    batch_size: int = flag(1, "pictures that a call makes at once; times are those of all of them")
     disable: str = flag("", "optimisations that our build leaves out, as for build.py", metavar="OPT[,OPT]")
     num_threads: int | None = flag(None, "CPU threads of every backend (default: the physical cores)")
     runs: int = flag(5, "measured runs of each, in turn")
@@ -75,7 +76,7 @@ class BenchmarkConfig:
         SamplingConfig(steps=self.steps, num_threads=self.num_threads, output_dir=self.work)
         enabled(self.disable, self.dtype)
         for width, height in self.sizes:
-            BuildConfig(model=self.model, height=height, width=width, output_dir=self.work)
+            BuildConfig(model=self.model, height=height, width=width, batch_size=self.batch_size, output_dir=self.work)
         self.ratios  # noqa: B018 - refuses what is none
         self._check_sections()
 
@@ -88,6 +89,9 @@ class BenchmarkConfig:
         asked["--tome-sweep"] = self.tome_sweep is not None
         for name in (name for name, wanted in asked.items() if wanted and self.disable):
             raise UserError(f"{name} chooses optimisations itself; leave --disable out")
+        for name in (name for name, wanted in {**asked, "--enable-profiling": self.enable_profiling}.items() if wanted):
+            if self.batch_size > 1:
+                raise UserError(f"{name} is of one picture at a time; leave --batch-size out")
         for name in (name for name, wanted in asked.items() if wanted):
             if len(self.sizes) > 1:
                 raise UserError(f"{name} is of one size; name one in --resolutions")

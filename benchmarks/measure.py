@@ -54,6 +54,7 @@ class Measurement:
             artifacts_dir=None,
             scheduler_label=config.scheduler_label,
             disable=config.disable,
+            batch_size=config.batch_size,
         )
         return Session(settings, work)
 

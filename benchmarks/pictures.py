@@ -93,6 +93,11 @@ class Pictures:
         """Width and height in pixels, ``512x512``."""
         return f"{self.session.settings.width}x{self.session.settings.height}"
 
+    @property
+    def _steps(self) -> int:
+        """Steps of all pictures that are made at once."""
+        return self.session.settings.steps * self.session.settings.batch_size
+
     @contextlib.contextmanager
     def running(self, name: str) -> Iterator[Run | None]:
         """Load a backend and have it draw a first picture; None where it can't, which is noted."""
@@ -170,7 +175,7 @@ class Pictures:
             text_seconds=run.seconds("text_seconds"),
             unet_seconds=run.seconds("unet_seconds"),
             vae_seconds=run.seconds("vae_seconds"),
-            iterations_per_second=self.session.settings.steps / statistics.median(run.seconds("unet_seconds")),
+            iterations_per_second=self._steps / statistics.median(run.seconds("unet_seconds")),
             peak_memory=run.answers[-1]["peak_memory"],
             size=run.ready["size"],
             psnr=min(answer["psnr"] for answer in run.answers),

@@ -44,7 +44,8 @@ class Backend:
     ``prepare_seconds`` are by stage: export, convert, build, compile, load. ``size`` is that of its files. ``psnr`` is
     the picture's against the reference, diffusers in float32. ``ours_seconds`` are our totals in the same rounds;
     ``ratio`` is ours to this backend's, the median over the rounds, ``ratio_interval`` holds it with 95 % confidence.
-    ``picture`` is a path relative to the file. ``resolution`` is ``WIDTHxHEIGHT`` in pixels.
+    ``iterations_per_second`` are steps, those of each picture of a batch. ``picture`` is a path relative to the file.
+    ``resolution`` is ``WIDTHxHEIGHT`` in pixels.
     """
 
     name: str

@@ -107,16 +107,28 @@ def test_eager_draws_the_reference(settings):
     eager = Eager(settings)
     assert set(eager.prepare(PICTURE)) == {"load"}
     made = eager.draw(SEED, settings.steps)
-    assert np.array_equal(made.picture, settings.reference(PICTURE))
+    assert np.array_equal(made.pictures, settings.reference(PICTURE))
     assert min(made.text_seconds, made.unet_seconds, made.vae_seconds) > 0
     again = eager.draw(SEED, settings.steps)
     assert again.text_seconds > 1e-4, "the prompt is encoded anew"
-    assert not np.array_equal(eager.draw(SEED, 1).picture, made.picture)
+    assert not np.array_equal(eager.draw(SEED, 1).pictures, made.pictures)
     assert eager.size() is None and eager.peak_memory() > 1e7
 
 
-def test_a_loop_around_any_models_draws_the_reference(settings, tmp_path):
+def test_eager_draws_a_batch_of_seeds(settings):
+    settings = replace(settings, batch_size=2)
+    make_references(replace(settings, folder=settings.folder.parent), [PICTURE])
+    reference = settings.reference(PICTURE)
+    assert len(reference) == 2 and not np.array_equal(*reference)
+    eager = Eager(settings)
+    eager.prepare(PICTURE)
+    assert psnr(reference, eager.draw(SEED, settings.steps).pictures) > 60
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_loop_around_any_models_draws_the_reference(settings, tmp_path, batch_size):
     """With PyTorch's own modules as the models: text encoder, UNet and decoder of the same checkpoint."""
+    settings = replace(settings, batch_size=batch_size)
     make_references(replace(settings, folder=settings.folder.parent), [PICTURE])
 
     class Modules(Converted):
@@ -134,7 +146,7 @@ def test_a_loop_around_any_models_draws_the_reference(settings, tmp_path):
     made.convert([PICTURE])
     assert set(made.prepare(PICTURE)) == {"modules", "load"}
     drawn = made.draw(SEED, settings.steps)
-    assert psnr(settings.reference(PICTURE), drawn.picture) > 60
+    assert len(drawn.pictures) == batch_size and psnr(settings.reference(PICTURE), drawn.pictures) > 60
     assert made.size() > 10
 
 
@@ -144,6 +156,7 @@ def test_a_loop_around_any_models_draws_the_reference(settings, tmp_path):
         ({}, "float32"),
         ({"dtype": "bfloat16", "tome_ratio": 0.5}, "bfloat16-tome-0.5"),
         ({"attention": "math"}, "float32-math"),
+        ({"batch_size": 4}, "float32-batch-4"),
     ],
 )
 def test_what_is_run_of_a_model_has_a_folder_of_its_own(settings, changes, variant):
@@ -166,6 +179,7 @@ def test_the_sampler_and_steps_name_the_picture(settings):
     ("changes", "flags"),
     [
         ({"tome_ratio": 0.25}, {"--tome-ratio": 0.25}),
+        ({"batch_size": 2}, {"--batch-size": 2}),
         ({"disable": "layout,fusion"}, {"--disable": "layout,fusion", "--enable-cache": 0}),
     ],
 )
@@ -184,8 +198,9 @@ def built(settings, tmp_path, monkeypatch):
 
     def run_python(arguments, flags):
         builds.append((list(arguments), dict(flags)))
-        match = {"model_digest": settings.model_digest, "height": 64, "width": 72, "dtype": flags.get("--dtype")}
-        write_artifact(flags["--output-dir"], **match | {"dtype": match["dtype"] or "float32"})
+        match = {"model_digest": settings.model_digest, "height": 64, "width": 72}
+        match["dtype"] = flags.get("--dtype", "float32")
+        write_artifact(flags["--output-dir"], flags.get("--batch-size", 1), **match)
 
     monkeypatch.setattr(tvm, "run_python", run_python)
     return replace(settings, folder=tmp_path), builds

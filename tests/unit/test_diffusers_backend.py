@@ -10,6 +10,7 @@ import torch
 import schedulers
 from backends.diffusers import DiffusersBackend
 from models.random_checkpoint import random_checkpoint
+from runtime.quality import psnr
 from utils.config import BaselineConfig
 from utils.errors import UserError
 
@@ -103,6 +104,15 @@ def test_sdpa_and_channels_last_are_the_default():
     assert {type(p).__name__ for p in model.pipe.unet.attn_processors.values()} == {"AttnProcessor2_0"}
     assert model.pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     assert model.pipe.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("label", ["ddim", "euler-ancestral"])
+def test_pictures_of_a_batch_are_those_of_their_seeds(label):
+    model = backend(scheduler_label=label)
+    both = model.generate(PROMPT, "", 3, count=2)
+    for i, latent in enumerate(both.latents):
+        assert psnr(model.generate(PROMPT, "", 3 + i).latent, latent) > 80
+    assert both.pictures.shape[0] == 2 and not np.array_equal(*both.pictures)
 
 
 def test_token_merging_changes_the_picture_with_its_ratio():
