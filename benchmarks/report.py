@@ -174,19 +174,25 @@ def _sections(results: schema.Results, base: Path) -> list[Section]:
         rows = getattr(results, topic.name)
         if rows:
             drawn = [row for row in rows if median(topic.seconds(row))]
-            blocks = [topic.table(rows), *_plot(topic, drawn), *topic.more(rows, base)]
+            blocks = [topic.table(rows), *_plots(topic, drawn), *topic.more(rows, base)]
             sections.append(Section(topic.name, topic.title, topic.note, blocks))
     tables = [report_tables.environment(results.environment), report_tables.settings(results.settings)]
     blocks = [table for table in tables if table.rows]
     return [*sections, Section("environment", "Environment", "Machine, versions and settings of the run.", blocks)]
 
 
-def _plot(topic: Topic, rows: Sequence[Any]) -> list[Plot]:
-    """Return the plot of some rows; none without rows or matplotlib."""
-    if not rows or not plot_style.available():
+def _plots(topic: Topic, rows: Sequence[Any]) -> list[Plot]:
+    """Return the plot of some rows, one a resolution where they have several; none without matplotlib."""
+    if not plot_style.available():
         return []
-    svg = plot_style.inline(topic.name, topic.plot, rows)
-    return [Plot(topic.caption, Markup(svg))]  # noqa: S704 - matplotlib escapes what it is given
+    sizes = list(dict.fromkeys(getattr(row, "resolution", "") for row in rows))
+    found = []
+    for number, size in enumerate(sizes):
+        drawn = [row for row in rows if getattr(row, "resolution", "") == size]
+        svg = plot_style.inline(f"{topic.name}-{number}", topic.plot, drawn)
+        caption = topic.caption if len(sizes) == 1 else f"{topic.caption}, {size}"
+        found.append(Plot(caption, Markup(svg)))  # noqa: S704 - matplotlib escapes what it is given
+    return found
 
 
 def _switches(results: schema.Results) -> list[tuple[str, str, list[str]]]:

@@ -108,12 +108,11 @@ class Worker:
         if self._closed:
             return
         self._closed = True
-        for sent in (signal.SIGTERM, signal.SIGKILL):
+        for sent in (signal.SIGTERM, signal.SIGKILL):  # the second one for children that outlive the process
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, sent)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_SECONDS)
-                break
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):

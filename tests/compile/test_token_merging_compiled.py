@@ -20,7 +20,7 @@ def kernels(module):
 @pytest.mark.parametrize(
     ("merging", "cpu"),
     [
-        (TokenMerging(0.5), CPU),
+        pytest.param(TokenMerging(0.5), CPU, marks=pytest.mark.long),
         (TokenMerging(0.75, ("attn", "crossattn", "mlp"), 2), CPU),
         (TokenMerging(0.3, ("attn", "mlp"), 8, (2, 3)), WITHOUT_UNIT),
     ],

@@ -44,7 +44,7 @@ def manifest(artifact):
             marks=pytest.mark.skipif(not supports_bfloat16(), reason="this CPU has neither AMX nor avx512_bf16"),
         ),
         (("--winograd-tile", 4, "--disable", "split_float32"), "float32", "winograd_4"),
-        (("--disable", "all"), "float32", "rule"),
+        pytest.param(("--disable", "all"), "float32", "rule", marks=pytest.mark.long),
     ],
 )
 def test_the_artifact_tells_and_the_pictures_stay(good_script, tmp_path, demo_artifact, pictures, flags, dtype, kernel):

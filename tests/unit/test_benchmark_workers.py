@@ -127,7 +127,10 @@ PROGRAMS = {
     "crash": "sys.stdin.readline(); os.kill(os.getpid(), signal.SIGSEGV)",
     "cut": "sys.stdin.readline(); print('{\"half', end='', flush=True); os.kill(os.getpid(), signal.SIGKILL)",
     "deaf": "signal.signal(signal.SIGTERM, signal.SIG_IGN); print('{}', flush=True); time.sleep(600)",
-    "parent": "p = subprocess.Popen(['sleep', '600']); print(json.dumps({'pid': p.pid}), flush=True); time.sleep(600)",
+    "parent": (
+        "p = subprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 600']);"
+        "print(json.dumps({'pid': p.pid}), flush=True); time.sleep(600)"
+    ),
 }
 
 

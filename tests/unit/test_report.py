@@ -105,6 +105,15 @@ def test_without_any_results_there_is_the_environment(tmp_path):
     assert page.values("data-switch") == []
 
 
+@needs_matplotlib
+def test_each_resolution_has_a_plot_of_its_own(results, tmp_path):
+    large = [dataclasses.replace(row, resolution="1024x1024") for row in results.latency]
+    page = page_of(bare(latency=[*results.latency, *large]), tmp_path)
+    assert "Pictures by time, 512x512" in page.text and "Pictures by time, 1024x1024" in page.text
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+
+
 def test_the_file_of_results_gives_the_same_report(results, base, text):
     write(results, base / "benchmark.json")
     again = write_report(read(base / "benchmark.json"), base, base / "report")
