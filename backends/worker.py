@@ -23,12 +23,11 @@ from PIL import Image
 
 from backends.peer import PICTURE, SEED, Peer, Settings, load
 from models.source import check_model
-from runtime.quality import psnr
+from runtime.quality import finite, psnr
 from utils.errors import UserError
 
 OUTPUT, DRAWN = "output.npy", "picture.png"
 SAMPLE_SECONDS = 0.2  # a call that is shorter is repeated for so long
-EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 
 Answer = dict[str, Any]
 
@@ -84,7 +83,7 @@ class Server:
         if quality == -math.inf:
             raise UserError(f"{self.name}: the output has NaN or Inf, or not the shape of the reference")
         np.save(self.folder / OUTPUT, output)
-        return {"seconds": seconds, "psnr": round(min(quality, EQUAL), 2), "peak_memory": self.peer.peak_memory()}
+        return {"seconds": seconds, "psnr": finite(quality), "peak_memory": self.peer.peak_memory()}
 
 
 class Painter:
@@ -116,7 +115,7 @@ class Painter:
             raise UserError(f"{self.peer.name}: the pictures have not the shape of the reference")
         picture = self.folder / DRAWN
         Image.fromarray(made.pictures[0]).save(picture)
-        return {**answer, "psnr": round(min(quality, EQUAL), 2), "picture": str(picture)}
+        return {**answer, "psnr": finite(quality), "picture": str(picture)}
 
 
 def answers(lines: Iterable[str]) -> Iterable[Answer]:

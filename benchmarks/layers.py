@@ -27,13 +27,12 @@ from compiler.alone import load, save
 from compiler.target import Cpu, resolve_target
 from models.components import Component, Function
 from runtime.engine import Engine, set_num_threads
-from runtime.quality import psnr
+from runtime.quality import finite, psnr
 from utils.cpu import permit_tiles
 from utils.progress import progress
 
 ATTENTION = {"plain": "flash_attention,fused_softmax", "softmax": "flash_attention", "flash": ""}  # what is left out
 OUTPUT_TILES = (2, 4, 6, 8)
-EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _compiled(component: Component, cpu: Cpu, disable: str, folder: Path) -> _Wa
     with torch.inference_mode():
         exact = component.module.double()(*(value.double() for value in inputs)).numpy()
     component.module.float()
-    quality = round(max(-EQUAL, min(psnr(exact, result), EQUAL)), 2)
+    quality = finite(psnr(exact, result))
     return _Way(engine, entry.functions["main"].workspace + entry.parameters.size, quality, [])
 
 

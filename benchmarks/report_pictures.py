@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import schema
 from benchmarks.report_tables import Unit, number
+from benchmarks.results import decibels
 
 GAIN = 8  # differences are multiplied by it
 
@@ -104,5 +105,7 @@ def _picture(label: str, note: str, image: Image.Image | None, reason: str, data
 
 
 def _note(unit: Unit, seconds: Sequence[float], psnr: float | None) -> str:
+    quality = decibels(psnr)
+    quality += " dB" if quality[-1:].isdigit() else ""
     time = f"{unit.cell(seconds).text} {unit.name}" if seconds else ""
-    return ", ".join(part for part in (time, "" if psnr is None else f"{number(psnr, 1)} dB") if part)
+    return ", ".join(part for part in (time, quality) if part)

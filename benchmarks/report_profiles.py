@@ -36,7 +36,7 @@ def steps(rows: list[schema.ProfileRow]) -> Table:
         rest = [Cell(number(step.flops / 1e9, 0)), Cell(number(100 * step.utilisation, 1))]
         made.append(Row([name, unit.cell([step.seconds]), *shares, *rest], data, ours=is_ours(row.name)))
     heads = [f"{name}, {unit.name}" for name in ("Average step", "Kernels", "Host", "Other")]
-    return Table("Where the time of a step goes", ["Backend", *heads, "GFLOP", "Of the peak, %"], made)
+    return Table("Where the time of a step goes", ["Backend", *heads, "GFLOP", "Of NumPy's rate, %"], made)
 
 
 def kernels(rows: list[schema.ProfileRow]) -> list[Table]:

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from benchmarks import schema
-from benchmarks.results import OURS, interval
+from benchmarks.results import OURS, decibels, interval
 from utils import units
 
 NONE = "–"
@@ -132,7 +132,7 @@ def backend_times(backends: list[schema.Backend]) -> Table:
     for backend in backends:
         cells = [Cell(backend.name, backend.resolution), *(unit.cell(of(backend)) for _, of, unit in columns)]
         cells += [_ratio(backend.ratio, backend.ratio_interval)]
-        cells += _plain(number(backend.iterations_per_second), number(backend.psnr, 1))
+        cells += _plain(number(backend.iterations_per_second), decibels(backend.psnr, NONE))
         rows.append(_backend_row(backend, cells))
     heads = [f"{name}, {unit.name}" for name, _, unit in columns]
     return Table("Time of a picture", ["Backend", *heads, "Our ratio", "Iterations/s", "PSNR, dB"], rows)
@@ -167,7 +167,7 @@ def ladder(rungs: list[schema.Rung]) -> Table:
     rows = []
     for rung in rungs:
         cells = [Cell(rung.name), unit.cell(rung.unet_seconds), _ratio(rung.ratio), _ratio(rung.step_ratio)]
-        cells += _plain(memory(rung.parameters), memory(rung.workspace), number(rung.psnr, 1))
+        cells += _plain(memory(rung.parameters), memory(rung.workspace), decibels(rung.psnr, NONE))
         data = {"rung": rung.name}
         skipped = rung.skipped is not None
         rows.append(Row(cells[:1] if skipped else cells, data, f"skipped: {rung.skipped}" if skipped else ""))
@@ -184,7 +184,7 @@ def attention(layers: list[schema.AttentionRow]) -> Table:
         key = (row.layer, shape, row.calls)
         cells = [Cell(row.layer, repeat=key == before), Cell(shape, repeat=key == before), Cell(row.method)]
         cells += [Cell(str(row.calls)), unit.cell(row.seconds)]
-        cells += _plain(number(row.gflops, 0), memory(row.memory), number(row.psnr, 1))
+        cells += _plain(number(row.gflops, 0), memory(row.memory), decibels(row.psnr))
         rows.append(Row(cells))
         before = key
     columns = ["Layer", "Heads × queries × keys × width", "Method", "Calls", f"Latency, {unit.name}"]
@@ -200,7 +200,7 @@ def winograd(layers: list[schema.WinogradRow]) -> Table:
         key = (row.layer, shape, row.calls)
         cells = [Cell(row.layer, repeat=key == before), Cell(shape, repeat=key == before), Cell(row.method)]
         cells += [Cell(str(row.calls)), Cell(number(row.gflop)), unit.cell(row.seconds)]
-        rows.append(Row(cells + _plain(memory(row.memory), number(row.psnr, 1))))
+        rows.append(Row(cells + _plain(memory(row.memory), decibels(row.psnr))))
         before = key
     columns = ["Layer", "Channels, height × width", "Method", "Calls", "GFLOP", f"Latency, {unit.name}"]
     return Table("3x3 convolutions by layer", [*columns, "Memory", "PSNR, dB"], rows, words=3)
@@ -239,7 +239,7 @@ def tome(sweep: list[schema.TomeRow]) -> Table:
     for row in sweep:
         cells = [Cell(row.name, row.resolution), *_plain(row.attention, number(row.ratio))]
         cells += [unet.cell(row.unet_seconds), Cell(number(row.unet_ratio)), total.cell(row.total_seconds)]
-        cells += _plain(number(row.psnr_to_plain, 1))
+        cells += _plain(decibels(row.psnr_to_plain, NONE))
         cells += _plain(number(None if row.accuracy is None else 100 * row.accuracy, 1))
         rows.append(Row([*cells, _ratio(row.frechet, row.frechet_interval)], {"backend": row.name}))
     columns = ["Backend", "Attention", "Ratio", f"UNet, {unet.name}", "To ratio 0", f"Picture, {total.name}"]

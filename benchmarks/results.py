@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.statistics import interval
+from runtime.quality import EQUAL
 from utils.files import write_whole
 
 OURS = "tvm"
+
+
+def decibels(value: float | None, unknown: str = "") -> str:
+    """Format a PSNR for a table."""
+    if value is None or math.isnan(value):
+        return unknown
+    return "equal" if value >= EQUAL else f"{value:.1f}"
 
 
 def case_name(component: str, dtype: str, backend: str) -> str:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.results import decibels
 from benchmarks.schema import (
     AttentionRow,
     Backend,
@@ -69,7 +70,7 @@ def _backend(row: Backend) -> Row:
         "" if row.first_picture_seconds is None else units.seconds(row.first_picture_seconds),
         "" if row.peak_memory is None else units.size(row.peak_memory),
         "" if row.size is None else units.size(row.size),
-        _number(row.psnr, ".1f"),
+        decibels(row.psnr),
     )
 
 
@@ -83,18 +84,18 @@ def _rung(row: Rung) -> Row:
         _number(row.step_ratio),
         _number(row.ratio),
         *sizes,
-        _number(row.psnr, ".1f"),
+        decibels(row.psnr),
     )
 
 
 def _attention(row: AttentionRow) -> Row:
     rate = f"{row.gflops:.0f}"
-    return row.layer, str(row.calls), row.method, _median(row.seconds), rate, units.size(row.memory), f"{row.psnr:.1f}"
+    return row.layer, str(row.calls), row.method, _median(row.seconds), rate, units.size(row.memory), decibels(row.psnr)
 
 
 def _winograd(row: WinogradRow) -> Row:
     gflop, memory = f"{row.gflop:.2f}", units.size(row.memory)
-    return row.layer, str(row.calls), row.method, _median(row.seconds), gflop, memory, f"{row.psnr:.1f}"
+    return row.layer, str(row.calls), row.method, _median(row.seconds), gflop, memory, decibels(row.psnr)
 
 
 def _throughput(row: Throughput) -> Row:
@@ -115,7 +116,7 @@ def _tome(row: TomeRow) -> Row:
         _median(row.unet_seconds),
         _number(row.unet_ratio),
         _median(row.total_seconds),
-        _number(row.psnr_to_plain, ".1f"),
+        decibels(row.psnr_to_plain),
         _number(row.accuracy),
         _number(row.frechet),
     )

@@ -21,12 +21,11 @@ from benchmarks.pictures import Run, keep, pair
 from benchmarks.results import OURS
 from benchmarks.schema import TomeRow
 from benchmarks.session import Session
-from runtime.quality import psnr
+from runtime.quality import finite, psnr
 from utils import units
 from utils.errors import UserError
 from utils.progress import say
 
-EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 KINDS = {  # backend and attention: what to change of the settings
     (OURS, "flash"): {},
     (OURS, "plain"): {"disable": "flash_attention"},
@@ -91,7 +90,7 @@ def _row(
 
 def _psnr(first: str, second: str) -> float:
     with Image.open(first) as a, Image.open(second) as b:
-        return round(max(-EQUAL, min(psnr(np.asarray(a, np.float32), np.asarray(b, np.float32)), EQUAL)), 2)
+        return finite(psnr(np.asarray(a, np.float32), np.asarray(b, np.float32)))
 
 
 def _judged(session: Session, images: int) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
+
 
 def psnr(reference: np.ndarray, result: np.ndarray) -> float:
     """Return 20 log10(max|reference| / RMSE) in dB.
@@ -17,3 +19,8 @@ def psnr(reference: np.ndarray, result: np.ndarray) -> float:
         return -math.inf
     error = math.sqrt(np.mean((reference.astype("float64") - result.astype("float64")) ** 2))
     return math.inf if error == 0 else 20 * math.log10(np.abs(reference).max() / error)
+
+
+def finite(decibels: float) -> float:
+    """Return a PSNR as JSON can hold it: rounded to two decimals, from -EQUAL to EQUAL."""
+    return round(max(-EQUAL, min(decibels, EQUAL)), 2)

@@ -9,6 +9,7 @@ from fake_painter import FakeSession
 
 from benchmarks import ladder, pictures, tome
 from compiler.optimisations import OPTIMISATIONS, enabled
+from runtime.quality import EQUAL
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_each_ratio_is_compared_with_none(monkeypatch, tmp_path):
         (("eager",), "float32-math"),
         (("eager",), "float32-math-tome-0.5"),
     ]
-    assert all(row.unet_ratio == 1 and row.psnr_to_plain == tome.EQUAL and row.accuracy is None for row in rows)
+    assert all(row.unet_ratio == 1 and row.psnr_to_plain == EQUAL and row.accuracy is None for row in rows)
     assert rows[0].picture == "pictures/m-72x64-tvm-float32.png" and rows[0].resolution == "72x64"
 
 

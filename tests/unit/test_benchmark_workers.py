@@ -15,7 +15,7 @@ from backends import worker
 from backends.peer import Peer, Settings
 from benchmarks import workers
 from benchmarks.workers import Worker, WorkerError
-from runtime.quality import psnr
+from runtime.quality import EQUAL, psnr
 from utils.config import ROOT
 from utils.errors import UserError
 
@@ -65,7 +65,7 @@ def test_each_line_is_a_call(answers, settings, monkeypatch):
 
 
 def test_an_equal_output_has_a_finite_psnr(answers):
-    assert answers("run")[1]["psnr"] == worker.EQUAL
+    assert answers("run")[1]["psnr"] == EQUAL
 
 
 def test_an_output_that_is_none_is_refused(answers, monkeypatch):
