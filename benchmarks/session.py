@@ -50,7 +50,8 @@ class Session:
         Raises:
             UserError: the model can't be loaded, or can't make this size.
         """
-        with self.worker("reference", "eager", components, "float32") as worker:
+        first = self.variant(folder=self.work)  # in which the worker names a folder of the model
+        with first.worker("reference", "eager", components, "float32") as worker:
             try:
                 self.settings = Settings.from_json(worker.start()["settings"])
             except WorkerError as error:
