@@ -74,15 +74,15 @@ class Amx(Unit):
 def _multiply(product: Product, step: Value) -> None:
     """Add one step, the smallest products first."""
     rows, left, right, stride = product.rows, product.left, product.right, product.stride
-    (*outer, row), right_at = left.at(step), right.at(step)
 
     def load_left(part: int) -> None:
+        *outer, row = left.at(step, part)
         for block in range(rows):
             _load(4 + block, left.parts[part], [*outer, row + block * SIDE * stride, 0], ROW_BYTES * stride)
 
     def load_right(part: int) -> None:
         for block in range(2):
-            _load(6 + block, right.parts[part], [*right_at, block, 0, 0])
+            _load(6 + block, right.parts[part], [*right.at(step, part), block, 0, 0])
 
     def multiply() -> None:
         for index in range(2 * rows):

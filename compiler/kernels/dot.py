@@ -62,8 +62,8 @@ class Dot(Unit):
 
         either(product.fresh, clear, load)
         with T.serial(product.count) as step, T.serial(SIDE) as pair:
-            *outer, row = left.at(step)
-            block = right.at(step)
+            *outer, row = left.at(step, 0)
+            block = right.at(step, 0)
             columns = [T.bind(v.load(right.parts[0], *block, side, pair, 0)) for side in range(SIDES)]
             for line in rows:
                 word = T.bind(v.all(one.load(left.parts[0], *outer, row + line * product.stride, pair)))

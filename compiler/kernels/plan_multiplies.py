@@ -77,7 +77,7 @@ def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
 def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machine) -> Plan:
     """Return ``plan`` with the kernel in tile registers.
 
-    It takes the same panels, and where one part is enough, words that are made of them: half the bytes.
+    It takes words that are made of the same panels.
     """
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
@@ -85,13 +85,11 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machi
         data, (weight, *added) = found[: len(fused.joined) or 1], found[len(fused.joined) or 1 :]
         size = [shape.batch, shape.height // shape.upsample, shape.width // shape.upsample]
         data = [builder.emit(relax.op.reshape(x, [*size, static_shape(x)[-1]])) for x in data]
-        if machine.parts == 1:
-            panels, rows, _ = static_shape(weight)
-            function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
-            pack = builder.add_func(function, "pack_words")
-            words = relax.TensorType([panels, rows // BLOCK, 2, WORDS, WORDS], "uint32")
-            weight = builder.emit(relax.call_tir(pack, [weight], words))
-        return [*data, weight, *added]
+        panels, rows, _ = static_shape(weight)
+        function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
+        words = relax.TensorType([panels, rows // BLOCK, machine.parts, 2, WORDS, WORDS], "uint32")
+        packed = builder.emit(relax.call_tir(builder.add_func(function, "pack_words"), [weight], words))
+        return [*data, packed, *added]
 
     added = tuple(a.rows for a in fused.added)
     arguments = (shape, added, machine, fused.activation, fused.results, fused.widths)

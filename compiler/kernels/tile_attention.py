@@ -206,8 +206,8 @@ class _TileAttention:
 
     def _scores(self, block: Value, tile: Value) -> None:
         """Compute S^T of 32 keys x 32 queries."""
-        keys = Words(self.k_words, lambda step: [self.slot, self.start + tile, step, 0])
-        queries = Words(self.q_words, lambda step: [block, step])
+        keys = Words(self.k_words, lambda step, _part: [self.slot, self.start + tile, step, 0])
+        queries = Words(self.q_words, lambda step, _part: [block, step])
         self.unit.accumulate(Product(2, self.scores, tile * BLOCK, True, self.sizes, keys, queries))
 
     def _maximum(self, block: Value) -> None:
@@ -280,8 +280,8 @@ class _TileAttention:
 
     def _mix(self, block: Value, row: Value, rows: int) -> None:
         """Add the block's keys to rows of O^T."""
-        values = Words(self.v_words, lambda tile: [self.slot, self.start + tile, row])
-        weights = Words(self.p_words, lambda tile: [tile])
+        values = Words(self.v_words, lambda tile, _part: [self.slot, self.start + tile, row])
+        weights = Words(self.p_words, lambda tile, _part: [tile])
         self.unit.accumulate(Product(rows, self.ot, block * self.rows + row, False, self.tiles, values, weights))
 
     def _store(self, block: Value) -> None:

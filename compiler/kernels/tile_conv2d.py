@@ -1,12 +1,11 @@
-"""Convolution and matrix multiply in tiles of words: float32 split into bfloat16 parts on the way to the multiply.
+"""Convolution and matrix multiply in tiles of words: float32 split into bfloat16 parts.
 
 A task takes a field of the result, some rows and columns of a picture, and a range of panels. It splits the part of
 the input that the field reads, padding included, into the second cache level as words [channel block][pixel][16], so
 that 16 neighbouring pixels are one tile for every tap of the kernel. The result is computed on rows as wide as that
-part, and the columns beyond the field are dropped. A chunk of a panel's weights is split into the first cache level and
-meets all pixels of the field there. Where the channels of a field exceed the cache they are taken in groups, and the
-sums of all panels wait in memory.
-Where one bfloat16 part is enough, the weights are packed as words at build time.
+part, and the columns beyond the field are dropped. A chunk of a panel's weights, which are packed as words at
+build time, meets all pixels of the field. Where the channels of a field exceed the cache they are taken in groups, and
+the sums of all panels wait in memory.
 A multiply is the convolution of a picture one pixel wide. Nearest upsampling before a convolution is a way to read.
 """
 
@@ -29,7 +28,7 @@ from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
 from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
 
-FIELD = 512  # pixels of a field that pay for splitting the weights anew
+FIELD = 512  # pixels of a field that pay for reading the weights anew
 COLUMNS = 64  # of a field at most: a field also splits the rows and columns that its kernel overlaps with
 # Time of a product, by unit and parts, in multiply-adds of vector registers; measured.
 SPEED: dict[tuple[str | None, int], float] = {("amx", 1): 0.15, ("amx", 2): 0.35, ("dot", 1): 0.55}
@@ -66,7 +65,7 @@ def cost(shape: ConvShape, machine: Machine) -> float:
     columns = even(width, COLUMNS)
     used = shape.batch * (height - 1) * _wide(shape, columns) * -(-width // columns) + width
     products = SIDE * -(-used // SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
-    return products * SPEED[machine.unit, machine.parts] + SPLIT_COST * (shape.pixels * shape.inputs + products // used)
+    return products * SPEED[machine.unit, machine.parts] + SPLIT_COST * shape.pixels * shape.inputs
 
 
 def _wide(shape: ConvShape, columns: int) -> int:
@@ -120,13 +119,10 @@ class _TileConv2d:
 
     def body(self) -> None:
         """Declare the arguments and run a task for each field and share of the panels."""
-        shape, machine = self.shape, self.machine
+        shape = self.shape
         size = (shape.height // shape.upsample, shape.width // shape.upsample)
         self.sources.declare((shape.batch, *size))
-        if self.parts == 1:
-            self.w = argument("w", (self.panels, self.taps * self.blocks, 2, WORDS, WORDS), "uint32")
-        else:
-            self.w = argument("w", (self.panels, self.taps * shape.inputs, machine.panel))
+        self.w = argument("w", (self.panels, self.taps * self.blocks, self.parts, 2, WORDS, WORDS), "uint32")
         self.epilogue.declare()
         with T.parallel(self.tasks) as task:
             field, share = T.floordiv(task, self.shares), T.floormod(task, self.shares)
@@ -153,10 +149,6 @@ class _TileConv2d:
         pixels = self.pictures * self.needed * self.wide + TILE * self.stride  # tiles reach over the end
         sums = (self.each if self.groups > 1 else 1) * self.pictures * self.tiles * TILE
         self.left = [scratch((self.group, pixels, WORDS)) for _ in range(self.parts)]
-        if self.parts == 1:
-            self.right = [self.w]
-        else:
-            self.right = [scratch((self.chunk, 2, WORDS, WORDS)) for _ in range(self.parts)]
         self.sums = scratch((sums, TILE))
         self.registers = RegisterTile(self.machine, self.sums)
 
@@ -193,9 +185,6 @@ class _TileConv2d:
         """Add one chunk of the reduction to the field's sums of a panel."""
         length = T.min(self.chunk, self._blocks(group) - chunk * self.chunk)
         start = tap * self.blocks + group * self.group + chunk * self.chunk
-        if self.parts > 1:
-            self._split_weights(panel, start, length)
-        right = [panel, start] if self.parts == 1 else [0]  # where the chunk's words are
         used = (self.count - 1) * self.wide + self.count_columns  # pixels of a picture's field, dropped ones included
         chunks = -(-self.group // self.chunk)
         iteration = (group * self.taps + tap) * chunks + chunk
@@ -205,16 +194,9 @@ class _TileConv2d:
             pixel = picture * self.needed * self.wide + offset + tile * TILE * self.stride
             with T.If(used - tile * TILE > SIDE):
                 with T.Then():
-                    self._tile(2, iteration, row, chunk, length, pixel, right)
+                    self._tile(2, iteration, row, chunk, length, pixel, [panel, start])
                 with T.Else():
-                    self._tile(1, iteration, row, chunk, length, pixel, right)
-
-    def _split_weights(self, panel: Value, start: Value, length: Value) -> None:
-        with T.serial(length) as block, T.serial(WORDS) as pair:
-            for side in range(2):
-                k = (start + block) * BLOCK + pair
-                both = [self.v.load(self.w, panel, k + half, side * WORDS) for half in (0, WORDS)]
-                self._store_words(self.right, both, block, side, pair, 0)
+                    self._tile(1, iteration, row, chunk, length, pixel, [panel, start])
 
     def _tile(
         self,
@@ -226,9 +208,9 @@ class _TileConv2d:
         pixel: Value,
         right: Sequence[Value],
     ) -> None:
-        *outer, first = right
-        left = Words(self.left, lambda block: [chunk * self.chunk + block, pixel])
-        weights = Words(self.right, lambda block: [*outer, first + block])
+        panel, first = right
+        left = Words(self.left, lambda block, _part: [chunk * self.chunk + block, pixel])
+        weights = Words([self.w] * self.parts, lambda block, part: [panel, first + block, part])
         self.unit.accumulate(Product(rows, self.sums, row, iteration == 0, length, left, weights, self.stride))
 
     def _write(self, panel: Value, kept: Value) -> None:
@@ -254,22 +236,26 @@ def tile_conv2d(
     Several results [pixels, CO / results] share the channels evenly, in whole panels. With ``widths``, multiples of
     ``BLOCK``, x is several arguments, whose channels follow each other.
 
-    w is in panels of float32, or of one part in what ``pack_words`` makes of them.
+    w is what ``pack_words`` makes of panels of float32.
     """
     return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results, widths, tiling).body)
 
 
 def pack_words(panels: int, rows: int, machine: Machine) -> tirx.PrimFunc:
-    """Return the packing of panels [panels, rows, 32] as bfloat16 words [panels, rows / 32, 2, 16, 16]."""
+    """Return the packing of panels [panels, rows, 32] as bfloat16 words [panels, rows / 32, parts, 2, 16, 16].
+
+    Those of two parts take the memory of the float32 numbers.
+    """
     v = Vectors(WORDS)
 
     def body() -> None:
         weight = argument("panels", (panels, rows, machine.panel))
-        words = argument("words", (panels, rows // BLOCK, 2, WORDS, WORDS), "uint32")
+        words = argument("words", (panels, rows // BLOCK, machine.parts, 2, WORDS, WORDS), "uint32")
         with T.parallel(panels) as panel, T.serial(rows // BLOCK) as block, T.serial(WORDS) as pair:
             for side in range(2):
                 both = [v.load(weight, panel, block * BLOCK + pair + half, side * WORDS) for half in (0, WORDS)]
-                bits = T.reinterpret(f"uint32x{WORDS}", split(both[0], both[1], 1)[0])
-                v.store(words, bits, panel, block, side, pair, 0)
+                for part, value in enumerate(split(both[0], both[1], machine.parts)):
+                    bits = T.reinterpret(f"uint32x{WORDS}", value)
+                    v.store(words, bits, panel, block, part, side, pair, 0)
 
     return prim_func(body)

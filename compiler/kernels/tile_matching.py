@@ -74,8 +74,10 @@ class _TileMatching(Matching):
         tiles(self.shape.channels, BLOCK, turn)
         self.start()
         with T.serial(self.tiles) as tile:
-            left = Words(self.words, lambda step: [n, tile, step, 0])
-            self.unit.accumulate(Product(2, scores, 0, True, self.steps, left, Words(sources, lambda step: [step])))
+            left = Words(self.words, lambda step, _part: [n, tile, step, 0])
+            self.unit.accumulate(
+                Product(2, scores, 0, True, self.steps, left, Words(sources, lambda step, _part: [step]))
+            )
             with T.serial(TILE) as j:
                 for c in self.columns:
                     self.compare(self.v.load(scores, j, c), tile * TILE + j, c)

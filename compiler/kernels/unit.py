@@ -20,13 +20,13 @@ TILE = 2 * SIDE  # rows and columns of a result
 
 @dataclass(frozen=True)
 class Words:
-    """An operand: the words of its parts, and where those of a step of the reduction begin.
+    """An operand: the words of its parts, and where those of a step of the reduction begin, by step and part.
 
     Left words are [..., rows, 16] and ``at`` leads to the first row; right ones [..., 2, 16, 16], to the block.
     """
 
     parts: Sequence[Value]
-    at: Callable[[Value], Sequence[Value]]
+    at: Callable[[Value, int], Sequence[Value]]
 
 
 @dataclass(frozen=True)

@@ -57,12 +57,17 @@ def _panels(weight: np.ndarray, machine: Machine, gated: bool) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(rows, count, machine.panel).transpose(1, 0, 2))
 
 
-def _words(panels: np.ndarray) -> np.ndarray:
-    """Round panels to bfloat16 and pair the numbers k and k + 16 of each block."""
-    half = BLOCK // 2
-    bits = (panels.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)
-    bits = bits.reshape(len(panels), -1, 2, half, 2, half)  # panel, block, half, pair, side, column
-    return np.ascontiguousarray((bits[:, :, 0] | bits[:, :, 1] << np.uint32(16)).transpose(0, 1, 3, 2, 4))
+def _words(panels: np.ndarray, parts: int) -> np.ndarray:
+    """Split panels into bfloat16 parts and pair the numbers k and k + 16 of each block."""
+    half, found = BLOCK // 2, []
+    for _ in range(parts):
+        upper = (panels.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+        panels = panels - upper.view(np.float32)
+        bits = (upper >> np.uint32(16)).reshape(
+            len(panels), -1, 2, half, 2, half
+        )  # panel, block, half, pair, side, column
+        found.append((bits[:, :, 0] | bits[:, :, 1] << np.uint32(16)).transpose(0, 1, 3, 2, 4))
+    return np.ascontiguousarray(np.stack(found, axis=2))
 
 
 def _convolution(
@@ -104,8 +109,7 @@ def _tiled(
 ) -> Case:
     inputs, rows_of, outputs = _convolution(random, shape, operand_rows, machine, *others)
     place = -1 - len(operand_rows)
-    if machine.parts == 1:
-        inputs[place] = _words(inputs[place])
+    inputs[place] = _words(inputs[place], machine.parts)
     return inputs, rows_of, outputs
 
 

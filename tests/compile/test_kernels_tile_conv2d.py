@@ -32,11 +32,15 @@ def gated_panels(weight):
     return np.ascontiguousarray(packed.reshape(-1, rows, 2 * LANES))
 
 
-def words(packed):
-    """Pack panels as pairs of bfloat16 numbers."""
-    halves = rounded(packed).view(np.uint32) >> 16
-    halves = halves.reshape(len(packed), -1, 2, WORDS, 2, LANES)  # panel, block, half, pair, side, column
-    return np.ascontiguousarray((halves[:, :, 0] | halves[:, :, 1] << 16).transpose(0, 1, 3, 2, 4))
+def words(packed, parts):
+    """Pack panels as pairs of bfloat16 numbers, the second part of what the first leaves."""
+    found = []
+    for _ in range(parts):
+        halves = rounded(packed).view(np.uint32) >> 16
+        packed = packed - rounded(packed)
+        halves = halves.reshape(len(packed), -1, 2, WORDS, 2, LANES)  # panel, block, half, pair, side, column
+        found.append((halves[:, :, 0] | halves[:, :, 1] << 16).transpose(0, 1, 3, 2, 4))
+    return np.ascontiguousarray(np.stack(found, axis=2))
 
 
 def run(function, arrays, output, dtype=np.float32):
@@ -70,7 +74,7 @@ def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, w
     matrix = w.reshape(-1, shape.outputs)
     packed = gated_panels(matrix) if activation == "geglu" else panels(matrix, 2 * LANES)
     output = (shape.pixels, shape.outputs // 2 if activation == "geglu" else shape.outputs)
-    weight = words(packed) if machine_.parts == 1 else packed
+    weight = words(packed, machine_.parts)
     parts = [np.ascontiguousarray(part) for part in np.split(x, np.cumsum(widths)[:-1], axis=3)] if widths else [x]
     kernel = tile_conv2d(shape, operand_rows, machine_, activation, widths=widths)
     result = run(kernel, [*parts, weight, *added], output)
@@ -167,13 +171,14 @@ def test_denormals_count_as_nothing(unit):
     assert np.abs(result - reference).max() <= products * largest_weight * 2.0**-126
 
 
-@needs_unit
-def test_words_hold_the_rounded_numbers_k_and_k_plus_16():
+@pytest.mark.parametrize("unit", UNITS)
+def test_words_hold_the_rounded_numbers_k_and_k_plus_16(unit):
+    made = word_machine(unit)
     weight = np.random.default_rng(0).standard_normal((3, 64, 32)).astype(np.float32)
-    result = run(pack_words(3, 64, word_machine(UNITS[0])), [weight], (3, 2, 2, WORDS, WORDS), np.uint32)
-    assert np.array_equal(result, words(weight))
-    first = (result[1, 1, 0, 5, 7] << 16).view(np.float32)
-    second = (result[1, 1, 0, 5, 7] & np.uint32(0xFFFF0000)).view(np.float32)
+    result = run(pack_words(3, 64, made), [weight], (3, 2, made.parts, 2, WORDS, WORDS), np.uint32)
+    assert np.array_equal(result, words(weight, made.parts))
+    first = (result[1, 1, 0, 0, 5, 7] << 16).view(np.float32)
+    second = (result[1, 1, 0, 0, 5, 7] & np.uint32(0xFFFF0000)).view(np.float32)
     assert (first, second) == (rounded(weight)[1, BLOCK + 5, 7], rounded(weight)[1, BLOCK + WORDS + 5, 7])
 
 

@@ -70,4 +70,5 @@ class TestLiftPacking:
         assert set(sources) == set(weights)
         assert len(sources) <= len(weights) + 1, "only a 3x3 convolution may want one packing for each of two kernels"
         packings = {entry["function"] for entry in table.values()} - {""}
-        assert packings == {str(g.name_hint) for g in module.get_global_vars() if g.name_hint.startswith("pack_")}
+        functions = {g.name_hint for g, f in module.functions_items() if isinstance(f, relax.Function)}
+        assert packings == {name for name in functions if name.startswith("pack_")}
