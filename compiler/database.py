@@ -85,9 +85,10 @@ def _kept(records: Records, key: Key) -> list[tuple[Chosen, float]]:
 def status(config: DatabaseConfig) -> None:
     """Print what each target has, and what the best is against the kernels as they are."""
     for folder, info, records in _targets(config.database_dir):
+        old = f", {records.outdated} of kernels that have changed since" if records.outdated else ""
         damaged = f", {records.damaged} damaged lines" if records.damaged else ""
         print(
-            f"{folder.name}: {len(records.seconds)} tasks, {len(records)} measurements{damaged}; {info.device}, "
+            f"{folder.name}: {len(records.seconds)} tasks, {len(records)} measurements{old}{damaged}; {info.device}, "
             f"{info.cores} cores, TVM {info.tvm}, {info.begun} to {info.updated}, {info.minutes:.0f} minutes"
         )
         ratios = []

@@ -22,10 +22,15 @@ TYPE = "type"  # the key of a dataclass' name
 
 @dataclasses.dataclass(frozen=True)
 class Tunable:
-    """A kernel's maker, which takes ``tiling``, and the dataclass of what may be chosen."""
+    """A kernel's maker, which takes ``tiling``, and the dataclass of what may be chosen.
+
+    ``version`` is raised when the kernel's code changes so much that other choices may be best: records of another
+    version are not used.
+    """
 
     make: Callable[..., tirx.PrimFunc]
     tiling: type
+    version: int = 1
 
 
 TUNABLE = {

@@ -33,7 +33,7 @@ from utils.cpu import cpu_name
 from utils.errors import UserError
 
 WORKLOADS, RECORDS, INFO = "database_workload.json", "database_tuning_record.json", "info.json"
-NAME, ARGUMENTS = "tvmerge.kernel", "tvmerge.arguments"  # attributes of a workload
+NAME, ARGUMENTS, VERSION = "tvmerge.kernel", "tvmerge.arguments", "tvmerge.version"  # attributes of a workload
 CHOSEN = "tvmerge.tiling."  # annotation of its root, with the name of what was chosen
 MARGIN = 0.02  # by which a record must beat the kernel as it is to be used: less may be noise
 FAILED = 1e10  # seconds of a candidate that crashed, hung or gave no numbers: MetaSchedule's own mark
@@ -70,7 +70,7 @@ def info_of(cpu: Cpu) -> Info:
 
 @dataclass
 class Records:
-    """The records of one target that can be read, and how many lines can be and can't.
+    """The records of one target that can be read, and how many lines can be, can't, or are of kernels since changed.
 
     ``seconds`` has all measurements of what was chosen of a task; an empty choice is the kernel as it is.
     """
@@ -83,6 +83,7 @@ class Records:
     )
     measurements: int = 0
     damaged: int = 0
+    outdated: int = 0
 
     def __len__(self) -> int:
         return self.measurements
@@ -118,10 +119,11 @@ class Records:
         return best[0] if best is not None and self.gains(key) else {}
 
 
-def _key(line: str) -> tuple[str, Key]:
+def _workload(line: str) -> tuple[str, Key, int]:
+    """Return a workload's hash, its task, and the version of the kernel that was measured."""
     value = json.loads(line)
     attributes = Workload.from_json(value).mod["main"].attrs
-    return str(value[0]), (str(attributes[NAME]), str(attributes[ARGUMENTS]))
+    return str(value[0]), (str(attributes[NAME]), str(attributes[ARGUMENTS])), int(attributes.get(VERSION, 1))
 
 
 def measured(line: str) -> tuple[int, Chosen, list[float]]:
@@ -160,14 +162,22 @@ def read(folder: Path) -> Records:
         workloads, lines = _lines(folder / WORKLOADS), _lines(folder / RECORDS)
     except OSError as error:
         raise UserError(f"--database-dir: {folder} can't be read: {error.strerror}") from None
+    outdated = set()
     for index, line in enumerate(workloads):
         try:
-            records.hashes[index], records.workloads[index] = _key(line)
+            digest, key, version = _workload(line)
+            if version == TUNABLE[key[0]].version:
+                records.hashes[index], records.workloads[index] = digest, key
+            else:
+                outdated.add(index)
         except Exception:  # whatever TVM makes of a line that is none of its own
             records.damaged += 1
     for line in lines:
         try:
             index, chosen, seconds = measured(line)
+            if index in outdated:
+                records.outdated += 1
+                continue
             name, arguments = records.workloads[index]
             known = choices(TUNABLE[name].tiling)
             if all(value in known.get(field, ()) for field, value in chosen.items()):
@@ -215,8 +225,9 @@ def usable(database: Path, cpu: Cpu) -> tuple[Records, str]:
     if (why := _difference(read_info(folder), wanted)) is not None:
         return Records(folder), f"records: those in {folder} are not used: {why}{beside}"
     records = read(folder)
+    old = f", {records.outdated} of kernels that have changed since left out" if records.outdated else ""
     torn = f", {records.damaged} damaged lines left out" if records.damaged else ""
-    return records, f"records: {len(records)} of {wanted.target}{torn}{beside}"
+    return records, f"records: {len(records)} of {wanted.target}{old}{torn}{beside}"
 
 
 class Writer:

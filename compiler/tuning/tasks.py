@@ -14,7 +14,7 @@ from compiler.kernels.tunable import TUNABLE, encode
 from compiler.pipeline import optimise
 from compiler.target import Cpu
 from compiler.trace import trace
-from compiler.tuning.records import ARGUMENTS, NAME, Chosen, Key
+from compiler.tuning.records import ARGUMENTS, NAME, VERSION, Chosen, Key
 from models.components import Component
 
 STEPS = 20  # of a picture: how often it calls a function some of whose inputs stay the same over it
@@ -40,7 +40,7 @@ def workload(call: relax.Call, key: Key) -> tvm.IRModule:
         builder.emit_func_output(result)
     legal = relax.transform.LegalizeOps()(builder.get())
     (function,) = (f for _, f in legal.functions_items() if isinstance(f, tirx.PrimFunc))
-    named = {"global_symbol": "main", NAME: key[0], ARGUMENTS: key[1]}
+    named = {"global_symbol": "main", NAME: key[0], ARGUMENTS: key[1], VERSION: TUNABLE[key[0]].version}
     return tvm.IRModule({"main": function.with_attrs(named)})
 
 

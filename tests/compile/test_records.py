@@ -18,7 +18,7 @@ from written_module import written
 from compiler.database import DatabaseConfig, check, merge, prune
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
-from compiler.kernels.tunable import encode
+from compiler.kernels.tunable import TUNABLE, encode
 from compiler.tuning import records as module
 from compiler.tuning.records import (
     FAILED,
@@ -110,6 +110,21 @@ class TestReading:
         writer.commit(KEY, WORKLOAD, {}, [FAILED])
         writer.commit(KEY, WORKLOAD, {"stripes": 8}, [0.003])
         assert read(folder_of(tmp_path)).choose("main", plan_of(), None) == {}
+
+    def test_records_of_a_kernel_that_has_changed_are_not_used(self, database, monkeypatch):
+        """They are counted, and what is measured of the new version is added beside them."""
+        now = replace(TUNABLE["group_norm"], version=TUNABLE["group_norm"].version + 1)
+        monkeypatch.setitem(TUNABLE, "group_norm", now)
+        records, line = usable(database, CPU)
+        assert records.choose("main", plan_of(), None) == {} and records.damaged == 0 and records.outdated == 7
+        assert line.startswith("records: 0 of ") and "7 of kernels that have changed since left out" in line
+        writer = Writer(database, CPU)
+        key, plain = task()
+        writer.commit(key, plain, {}, [0.004])
+        writer.commit(key, plain, {"stripes": 2}, [0.001])
+        assert read(folder_of(database)).choose("main", plan_of(), None) == {"stripes": 2}
+        prune(DatabaseConfig(database_dir=database))
+        assert read(folder_of(database)).outdated == 0 and len(read(folder_of(database))) == 2
 
     def test_pruned(self, database):
         """The best and the kernel as it is stay, with all that was measured of them; damage and others go."""
