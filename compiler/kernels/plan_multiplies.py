@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 
 from compiler.graph import static_shape
-from compiler.kernels import tile_conv2d, winograd
+from compiler.kernels import tile_conv2d, tile_winograd, winograd
 from compiler.kernels.conv2d import ConvShape, conv2d
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.matmul import matmul
 from compiler.kernels.plan import KERNEL, Added, Entry, Fused, IsWeight, Plan, is_float32
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.split import BLOCK, WORDS
+from compiler.kernels.tile_winograd import POINTS, transform_panels
+from compiler.kernels.upsampled import PHASES, add_taps, has_phases
 
 
 def _panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, panel: int) -> relax.Expr:
@@ -74,10 +76,18 @@ def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     return _tiled("tile_matmul", _plan_matmul(call, fused, machine), _matmul_shape(call), fused, machine)
 
 
+def _pack(
+    builder: relax.BlockBuilder, name: str, function: tirx.PrimFunc, weight: relax.Expr, result: relax.TensorType
+) -> relax.Var:
+    """Have a kernel pack a weight."""
+    kernel = builder.add_func(function.with_attr(KERNEL, name), name)
+    return builder.emit(relax.call_tir(kernel, [weight], result))
+
+
 def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machine) -> Plan:
     """Return ``plan`` with the kernel in tile registers.
 
-    It takes words that are made of the same panels.
+    It takes words that are made of the same panels, and of a doubled picture those of its phases.
     """
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
@@ -85,13 +95,24 @@ def _tiled(name: str, plan: Plan, shape: ConvShape, fused: Fused, machine: Machi
         data, (weight, *added) = found[: len(fused.joined) or 1], found[len(fused.joined) or 1 :]
         size = [shape.batch, shape.height // shape.upsample, shape.width // shape.upsample]
         data = [builder.emit(relax.op.reshape(x, [*size, static_shape(x)[-1]])) for x in data]
-        panels, rows, _ = static_shape(weight)
-        function = tile_conv2d.pack_words(panels, rows, machine).with_attr(KERNEL, "pack_words")
+        panels, rows, panel = static_shape(weight)
+        if name == "tile_winograd":
+            function, rows, made = transform_panels(panels, shape.inputs, machine), shape.inputs, POINTS * panels
+            weight = _pack(
+                builder, "transform_panels", function, weight, relax.TensorType([made, rows, panel], "float32")
+            )
+            panels = made
+        elif has_phases(shape):
+            function, rows, made = add_taps(panels, shape.inputs, machine), 4 * shape.inputs, PHASES**2 * panels
+            weight = _pack(builder, "add_taps", function, weight, relax.TensorType([made, rows, panel], "float32"))
+            panels = made
         words = relax.TensorType([panels, rows // BLOCK, machine.parts, 2, WORDS, WORDS], "uint32")
-        packed = builder.emit(relax.call_tir(builder.add_func(function, "pack_words"), [weight], words))
+        packed = _pack(builder, "pack_words", tile_conv2d.pack_words(panels, rows, machine), weight, words)
         return [*data, packed, *added]
 
     added = tuple(a.rows for a in fused.added)
+    if name == "tile_winograd":
+        return Plan(name, tile_winograd.tile_winograd, (shape, added, machine, fused.widths), operands, plan.output)
     arguments = (shape, added, machine, fused.activation, fused.results, fused.widths)
     return Plan(name, tile_conv2d.tile_conv2d, arguments, operands, plan.output, fused.results)
 
@@ -154,6 +175,14 @@ def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     return _tiled("tile_conv2d", _plan_conv2d(call, fused, machine), shape, fused, machine)
 
 
+def _accepts_tile_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and tile_winograd.accepts(_conv_shape(call), machine)
+
+
+def _plan_tile_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    return _tiled("tile_winograd", _plan_conv2d(call, fused, machine), _conv_shape(call), fused, machine)
+
+
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
     return _accepts_conv2d(call, is_weight, machine) and winograd.accepts(_conv_shape(call), machine)
 
@@ -198,6 +227,15 @@ MULTIPLIES = (
         lambda call, machine: tile_conv2d.cost(_conv_shape(call), machine),
         adds=True,
         upsamples=True,
+        joins=_joins_blocks,
+    ),
+    Entry(
+        ("split_float32", "winograd"),
+        "relax.nn.conv2d",
+        _accepts_tile_winograd,
+        _plan_tile_winograd,
+        lambda call, machine: tile_winograd.cost(_conv_shape(call), machine),
+        adds=True,
         joins=_joins_blocks,
     ),
     Entry(

@@ -14,10 +14,12 @@ from compiler.kernels.register_tile import Machine
 REGISTRY = (*MULTIPLIES, *ROWS, *TOKENS)
 
 
-def find(call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, bool]) -> Entry | None:
-    """Return the cheapest entry that takes ``call``, of those whose optimisations are on."""
+def find(
+    call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, bool], upsamples: bool = False
+) -> Entry | None:
+    """Return the cheapest entry that takes ``call``, of those whose optimisations are on, or that upsample as well."""
     if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
         return None
     wanted = (e for e in REGISTRY if e.operator == call.op.name and all(on[name] for name in e.optimisations))
-    taking = [entry for entry in wanted if entry.accepts(call, is_weight, machine)]
+    taking = [e for e in wanted if e.upsamples >= upsamples and e.accepts(call, is_weight, machine)]
     return min(taking, key=lambda entry: entry.cost(call, machine), default=None)

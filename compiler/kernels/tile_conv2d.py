@@ -6,7 +6,8 @@ that 16 neighbouring pixels are one tile for every tap of the kernel. The result
 part, and the columns beyond the field are dropped. A chunk of a panel's weights, which are packed as words at
 build time, meets all pixels of the field. Where the channels of a field exceed the cache they are taken in groups, and
 the sums of all panels wait in memory.
-A multiply is the convolution of a picture one pixel wide. Nearest upsampling before a convolution is a way to read.
+A multiply is the convolution of a picture one pixel wide. Nearest upsampling before a convolution is a way to read, or
+where ``upsampled`` knows a shorter one, four convolutions of the small picture that share what was split.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
 from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
+from compiler.kernels.upsampled import PHASES, has_phases
 
 FIELD = 512  # pixels of a field that pay for reading the weights anew
 COLUMNS = 64  # of a field at most: a field also splits the rows and columns that its kernel overlaps with
@@ -89,17 +91,21 @@ class _TileConv2d:
         self.unit = unit(machine)
         self.v = Vectors(machine.lanes)
         self.stride = shape.stride[0]
-        self.taps = shape.kernel[0] * shape.kernel[1]
+        self.phases = PHASES if has_phases(shape) else 1
+        self.grid = tuple(extent // self.phases for extent in shape.result)  # pixels that a phase computes
+        kernel = (2, 2) if self.phases > 1 else shape.kernel
+        self.taps, self.taps_wide = math.prod(kernel), kernel[1]
         self.blocks = shape.inputs // BLOCK
-        self.panels = -(-shape.outputs // machine.panel)
+        self.channel_panels = -(-shape.outputs // machine.panel)
+        self.panels = self.channel_panels * self.phases**2
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs, activation, results)
         self._share(tiling)
 
     def _share(self, tiling: Tiling) -> None:
         """Decide on the size of a field, shares of the panels, and channel blocks of a group and a chunk."""
         shape, cores = self.shape, self.machine.cores
-        height, width = shape.result
-        whole = shape.pixels <= tiling.field
+        height, width = self.grid
+        whole = shape.batch * height * width <= tiling.field
         self.pictures = shape.batch if whole else 1
         self.columns = even(width, tiling.columns)
         self.across = -(-width // self.columns)
@@ -120,8 +126,8 @@ class _TileConv2d:
     def body(self) -> None:
         """Declare the arguments and run a task for each field and share of the panels."""
         shape = self.shape
-        size = (shape.height // shape.upsample, shape.width // shape.upsample)
-        self.sources.declare((shape.batch, *size))
+        self.small = (shape.height // shape.upsample, shape.width // shape.upsample)
+        self.sources.declare((shape.batch, *self.small))
         self.w = argument("w", (self.panels, self.taps * self.blocks, self.parts, 2, WORDS, WORDS), "uint32")
         self.epilogue.declare()
         with T.parallel(self.tasks) as task:
@@ -130,8 +136,8 @@ class _TileConv2d:
             self.picture = 0 if self.pictures > 1 else T.floordiv(place, self.down)
             self.top = T.floormod(place, self.down) * self.rows
             self.left_column = T.floormod(field, self.across) * self.columns
-            self.count = T.min(self.rows, shape.result[0] - self.top)
-            self.count_columns = T.min(self.columns, shape.result[1] - self.left_column)
+            self.count = T.min(self.rows, self.grid[0] - self.top)
+            self.count_columns = T.min(self.columns, self.grid[1] - self.left_column)
             self._allocate()
             self.unit.configure()
             with T.serial(self.groups) as group:
@@ -157,13 +163,13 @@ class _TileConv2d:
 
     def _split_input(self, group: Value) -> None:
         """Split the group's channels of what the field reads, upsampled; padding is zero."""
-        shape, v = self.shape, self.v
-        top, left, _, _ = shape.padding
+        v, repeat = self.v, self.shape.upsample // self.phases
+        (height, width), (top, left, _, _) = self.small, self.shape.padding
         with T.serial(self.pictures) as picture, T.serial(self.needed) as row, T.serial(self.wide) as column:
             pixel = (picture * self.needed + row) * self.wide + column
             y, x = self.top * self.stride + row - top, self.left_column * self.stride + column - left
-            inside = T.And(T.And(y >= 0, y < shape.height), T.And(x >= 0, x < shape.width))
-            at = [self.picture + picture, *(T.floordiv(i, shape.upsample) for i in (y, x))]
+            inside = T.And(T.And(y >= 0, y < height * repeat), T.And(x >= 0, x < width * repeat))
+            at = [self.picture + picture, *(T.floordiv(i, repeat) for i in (y, x))]
             start, count = group * self.group, self._blocks(group)
             for source, first, end in self.sources.spans():
                 low, high = (T.min(T.max(edge // BLOCK - start, 0), count) for edge in (first, end))
@@ -188,7 +194,9 @@ class _TileConv2d:
         used = (self.count - 1) * self.wide + self.count_columns  # pixels of a picture's field, dropped ones included
         chunks = -(-self.group // self.chunk)
         iteration = (group * self.taps + tap) * chunks + chunk
-        offset = T.floordiv(tap, self.shape.kernel[1]) * self.wide + T.floormod(tap, self.shape.kernel[1])
+        below, right = self._phase(panel)
+        below, right = below + T.floordiv(tap, self.taps_wide), right + T.floormod(tap, self.taps_wide)
+        offset = below * self.wide + right
         with T.serial(self.pictures) as picture, T.serial(T.floordiv(used + TILE - 1, TILE)) as tile:
             row = ((kept * self.pictures + picture) * self.tiles + tile) * TILE
             pixel = picture * self.needed * self.wide + offset + tile * TILE * self.stride
@@ -213,13 +221,22 @@ class _TileConv2d:
         weights = Words([self.w] * self.parts, lambda block, part: [panel, first + block, part])
         self.unit.accumulate(Product(rows, self.sums, row, iteration == 0, length, left, weights, self.stride))
 
+    def _phase(self, panel: Value) -> tuple[Value, Value]:
+        """Return the row and column of the phase that a panel computes."""
+        if self.phases == 1:
+            return 0, 0
+        phase = T.floordiv(panel, self.channel_panels)
+        return T.floordiv(phase, self.phases), T.floormod(phase, self.phases)
+
     def _write(self, panel: Value, kept: Value) -> None:
         """Finish a panel of the field, without what is dropped."""
-        height, width = self.shape.result
+        (height, width), phases, phase = self.shape.result, self.phases, self._phase(panel)
+        channels = panel if phases == 1 else T.floormod(panel, self.channel_panels)
         with T.serial(self.pictures) as picture, T.serial(self.count) as y, T.serial(self.count_columns) as x:
             row = (kept * self.pictures + picture) * self.tiles * TILE + y * self.wide + x
-            pixel = ((self.picture + picture) * height + self.top + y) * width + self.left_column + x
-            self.registers.write_row(row, pixel, panel, self.epilogue)
+            line = (self.picture + picture) * height + (self.top + y) * phases + phase[0]
+            pixel = line * width + (self.left_column + x) * phases + phase[1]
+            self.registers.write_row(row, pixel, channels, self.epilogue)
 
 
 def tile_conv2d(
@@ -236,7 +253,7 @@ def tile_conv2d(
     Several results [pixels, CO / results] share the channels evenly, in whole panels. With ``widths``, multiples of
     ``BLOCK``, x is several arguments, whose channels follow each other.
 
-    w is what ``pack_words`` makes of panels of float32.
+    w is what ``pack_words`` makes of panels of float32, of a doubled picture's those that ``upsampled.add_taps`` made.
     """
     return prim_func(_TileConv2d(shape, operand_rows, machine, activation, results, widths, tiling).body)
 

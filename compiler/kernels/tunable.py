@@ -9,7 +9,16 @@ from typing import Any
 
 from tvm import tirx
 
-from compiler.kernels import conv2d, flash_attention, group_norm, matmul, tile_attention, tile_conv2d, winograd
+from compiler.kernels import (
+    conv2d,
+    flash_attention,
+    group_norm,
+    matmul,
+    tile_attention,
+    tile_conv2d,
+    tile_winograd,
+    winograd,
+)
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.group_norm import GroupNormShape
@@ -36,6 +45,7 @@ class Tunable:
 TUNABLE = {
     "tile_conv2d": Tunable(tile_conv2d.tile_conv2d, tile_conv2d.Tiling),
     "tile_matmul": Tunable(tile_conv2d.tile_conv2d, tile_conv2d.Tiling),
+    "tile_winograd": Tunable(tile_winograd.tile_winograd, tile_winograd.Tiling),
     "tile_attention": Tunable(tile_attention.tile_attention, tile_attention.Tiling),
     "matmul": Tunable(matmul.matmul, matmul.Tiling),
     "conv2d": Tunable(conv2d.conv2d, conv2d.Tiling),

@@ -73,12 +73,10 @@ class _Matcher:
         for step in self.steps:
             if step.var in self.known:
                 continue
-            entry = find(
-                step.value, lambda expr: isinstance(expr, relax.Var) and expr in self.known, self.machine, self.on
-            )
-            if entry is not None:
-                self.used.update(entry.optimisations)
-                self.matches[step.var] = self._absorb_upsampling(_Match(step.value, entry))
+            match = self._absorb_upsampling(step.value) or self._match(step.value)
+            if match is not None:
+                self.used.update(match.entry.optimisations)
+                self.matches[step.var] = match
             elif is_op(step.value, "relax.add"):
                 self._absorb_add(step)
             elif is_op(step.value, "relax.nn.silu") or is_op(step.value, "relax.nn.gelu"):
@@ -92,18 +90,26 @@ class _Matcher:
             elif is_op(step.value, "relax.concat") and self.on["fused_concat"]:
                 self._absorb_concat(step)
 
-    def _absorb_upsampling(self, match: _Match) -> _Match:
-        """Let the kernel read what is upsampled, if nobody else reads the result."""
+    def _match(self, value: relax.Expr, upsamples: bool = False) -> _Match | None:
+        """Return the match of an operator that a kernel takes, or one that reads what is upsampled."""
+        entry = find(value, lambda x: isinstance(x, relax.Var) and x in self.known, self.machine, self.on, upsamples)
+        return None if entry is None else _Match(value, entry)
+
+    def _absorb_upsampling(self, value: relax.Expr) -> _Match | None:
+        """Let a kernel read what is upsampled, if there is one and nobody else reads the result."""
+        match = self._match(value, upsamples=True)
+        if match is None or self.machine.winograd_tile is not None:
+            return None
         data, *others = match.call.args
         resize = self.values.get(data) if isinstance(data, relax.Var) else None
-        if not match.entry.upsamples or not is_op(resize, "relax.image.resize2d") or self.uses[data] != 1:
-            return match
+        if not is_op(resize, "relax.image.resize2d") or self.uses[data] != 1:
+            return None
         attrs = resize.attrs
         way = (str(attrs.layout), str(attrs.method), str(attrs.coordinate_transformation_mode))
         (height, width), (tall, wide) = (static_shape(value)[1:3] for value in (resize.args[0], data))
         factor = tall // height
         if way != ("NHWC", "nearest_neighbor", "asymmetric") or (tall, wide) != (height * factor, width * factor):
-            return match
+            return None
         self.absorbed.add(data)
         call = relax.Call(match.call.op, [resize.args[0], *others], match.call.attrs)
         return _Match(call, match.entry, upsample=factor)

@@ -15,7 +15,9 @@ from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.group_norm import GroupNormShape
 from compiler.kernels.register_tile import Machine
 from compiler.kernels.split import BLOCK
+from compiler.kernels.tile_winograd import WEIGHT
 from compiler.kernels.tunable import make
+from compiler.kernels.upsampled import TAPS, has_phases
 from runtime.engine import set_num_threads
 from runtime.quality import psnr
 from utils.cpu import permit_tiles
@@ -55,6 +57,14 @@ def _panels(weight: np.ndarray, machine: Machine, gated: bool) -> np.ndarray:
     padded = np.zeros((rows, count * machine.panel), np.float32)
     padded[:, :columns] = weight
     return np.ascontiguousarray(padded.reshape(rows, count, machine.panel).transpose(1, 0, 2))
+
+
+def _phases(panels: np.ndarray, inputs: int) -> np.ndarray:
+    """Add up the taps [panels, 9 x inputs, panel] that meet the same pixel of a doubled picture, by phase."""
+    taps = panels.reshape(len(panels), 3, 3, inputs, -1)
+    sums = np.array([[[tap in met for tap in range(3)] for met in phase] for phase in TAPS], np.float32)
+    phases = np.einsum("yri,xcj,pijko->yxprcko", sums, sums, taps, optimize=True)
+    return np.ascontiguousarray(phases.reshape(4 * len(panels), 4 * inputs, -1))
 
 
 def _words(panels: np.ndarray, parts: int) -> np.ndarray:
@@ -109,7 +119,23 @@ def _tiled(
 ) -> Case:
     inputs, rows_of, outputs = _convolution(random, shape, operand_rows, machine, *others)
     place = -1 - len(operand_rows)
-    inputs[place] = _words(inputs[place], machine.parts)
+    panels = _phases(inputs[place], shape.inputs) if has_phases(shape) else inputs[place]
+    inputs[place] = _words(panels, machine.parts)
+    return inputs, rows_of, outputs
+
+
+def _tile_winograd(
+    random: np.random.Generator,
+    shape: ConvShape,
+    operand_rows: tuple[int, ...],
+    machine: Machine,
+    widths: tuple[int, ...] = (),
+) -> Case:
+    inputs, rows_of, outputs = _convolution(random, shape, operand_rows, machine, widths=widths)
+    place, g = -1 - len(operand_rows), np.array(WEIGHT, np.float32)
+    taps = inputs[place].reshape(len(inputs[place]), 3, 3, shape.inputs, -1)
+    points = np.einsum("iy,jx,pyxko->ijpko", g, g, taps, optimize=True)
+    inputs[place] = _words(points.reshape(-1, *points.shape[3:]), machine.parts)
     return inputs, rows_of, outputs
 
 
@@ -161,6 +187,7 @@ def _group_norm(
 CASES: dict[str, Callable[..., Case]] = {
     "tile_conv2d": _tiled,
     "tile_matmul": _tiled,
+    "tile_winograd": _tile_winograd,
     "matmul": _multiply,
     "conv2d": lambda random, *arguments: _convolution(random, *arguments[:3]),
     **{f"winograd_{m}": lambda random, *arguments: _convolution(random, *arguments[:3]) for m in (2, 4, 6)},

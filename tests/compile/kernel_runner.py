@@ -33,14 +33,14 @@ def machine(lanes: int, registers: int, cores: int = 2, cache: int = 1 << 20) ->
 def run_kernel(
     function: tirx.PrimFunc, inputs: Sequence[np.ndarray], output: Sequence[int], dtype: str = "float32"
 ) -> np.ndarray:
-    """Run ``function`` on ``inputs``, float32 or int32.
+    """Run ``function`` on ``inputs``, float32 or integers of 32 bits.
 
     The output is full of NaN, or of -1, before, so that what is not written shows.
     """
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     library = tvm.compile(module, target=resolve_target("llvm").target)
     result = tvm.runtime.tensor(np.full(output, np.nan if dtype == "float32" else -1, dtype))
-    given = (np.ascontiguousarray(x, np.int32 if x.dtype == np.int32 else np.float32) for x in inputs)
+    given = (np.ascontiguousarray(x, x.dtype if x.dtype in (np.int32, np.uint32) else np.float32) for x in inputs)
     library["main"](*(tvm.runtime.tensor(x) for x in given), result)
     return result.numpy()
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from kernel_runner import UNITS, assert_near, needs_unit, panels, word_machine
 from test_kernels_conv2d import reference_conv2d
 
+from compiler.kernels import tile_winograd
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.split import BLOCK, WORDS
 from compiler.kernels.tile_conv2d import COLUMNS, FIELD, accepts, pack_words, tile_conv2d
+from compiler.kernels.upsampled import add_taps, has_phases
 from compiler.target import resolve_target
 
 RELATIVE = {1: 2e-6, 2: 2e-5}  # one part against numbers that are already rounded: what is left is float32's sums
@@ -61,10 +64,10 @@ def activate(x, activation):
     return {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "gelu": gelu}[activation](x)
 
 
-def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, widths=()):
+def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, widths=(), tiling=None):
     """Return the kernel's result, the reference, and the sum of the magnitudes that were added up.
 
-    With ``widths`` the kernel reads channels of several arguments.
+    With ``widths`` the kernel reads channels of several arguments, with ``tiling`` it is Winograd's.
     """
     random = np.random.default_rng(seed)
     small = (shape.batch, shape.height // shape.upsample, shape.width // shape.upsample, shape.inputs)
@@ -74,12 +77,21 @@ def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, w
     matrix = w.reshape(-1, shape.outputs)
     packed = gated_panels(matrix) if activation == "geglu" else panels(matrix, 2 * LANES)
     output = (shape.pixels, shape.outputs // 2 if activation == "geglu" else shape.outputs)
+    if tiling is not None:
+        made = (tile_winograd.POINTS * len(packed), shape.inputs, 2 * LANES)
+        packed = run(tile_winograd.transform_panels(len(packed), shape.inputs, machine_), [packed], made)
+    elif has_phases(shape):
+        made = (4 * len(packed), 4 * shape.inputs, 2 * LANES)
+        packed = run(add_taps(len(packed), shape.inputs, machine_), [packed], made)
     weight = words(packed, machine_.parts)
     parts = [np.ascontiguousarray(part) for part in np.split(x, np.cumsum(widths)[:-1], axis=3)] if widths else [x]
-    kernel = tile_conv2d(shape, operand_rows, machine_, activation, widths=widths)
+    if tiling is None:
+        kernel = tile_conv2d(shape, operand_rows, machine_, activation, widths=widths)
+    else:
+        kernel = tile_winograd.tile_winograd(shape, operand_rows, machine_, widths, tiling)
     result = run(kernel, [*parts, weight, *added], output)
     if machine_.parts == 1:
-        x, w = rounded(x), rounded(w)
+        x, w = rounded(x), w if has_phases(shape) else rounded(w)  # of a doubled picture, sums of weights are rounded
     x = x.repeat(shape.upsample, axis=1).repeat(shape.upsample, axis=2)
     reference, magnitude = (
         reference_conv2d(of(x), of(w), shape.stride, shape.padding).reshape(shape.pixels, -1)
@@ -141,6 +153,52 @@ def test_channels_of_several_arguments(widths, cache, unit):
     shape = ConvShape(2, 6, 7, sum(widths), 45, (3, 3), (1, 1), (1, 1, 1, 1))
     result, reference, scale = convolve(shape, (1,), word_machine(unit, cache=cache), widths=widths)
     assert_near(result, reference, scale, RELATIVE[unit[1]])
+
+
+@needs_unit
+@settings(deadline=None, max_examples=12)
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    widths=st.sampled_from([(), (32, 64)]),
+    outputs=st.one_of(st.integers(1, 40), st.sampled_from([64, 127])),
+    padding=st.tuples(*[st.integers(0, 2)] * 4),
+    field=st.sampled_from([0, 32, 64]),
+    shares=st.sampled_from([0, 1, 4]),
+    operands=st.lists(st.sampled_from(["bias", "time", "residual"]), max_size=2, unique=True),
+)
+def test_winograd_in_tiles(batch, size, widths, outputs, padding, field, shares, operands):
+    unit = next((unit for unit in UNITS if unit[1] == 2), None)
+    if unit is None:
+        pytest.skip("this CPU has no unit that splits float32")
+    shape = ConvShape(batch, *size, sum(widths) or 32, outputs, (3, 3), (1, 1), padding)
+    assume(all(extent >= 3 for extent in shape.padded))
+    rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
+    operand_rows, machine_ = tuple(rows[name] for name in operands), word_machine(unit)
+    assert tile_winograd.accepts(shape, machine_)
+    tiling = tile_winograd.Tiling(field=field, shares=shares)
+    result, reference, scale = convolve(shape, operand_rows, machine_, widths=widths, tiling=tiling)
+    assert_near(result, reference, scale, 4 * RELATIVE[2])
+
+
+@needs_unit
+@settings(deadline=None, max_examples=12)
+@given(
+    size=st.tuples(st.integers(1, 9), st.one_of(st.integers(1, 9), st.integers(20, 37))),
+    inputs=st.sampled_from([32, 96]),
+    outputs=st.one_of(st.integers(1, 40), st.sampled_from([64, 127])),
+    unit=st.sampled_from(UNITS or [None]),
+    cores=st.integers(1, 3),
+    cache=st.sampled_from([1, 1 << 15, 1 << 20]),
+    operands=st.lists(st.sampled_from(["bias", "time", "residual"]), max_size=2, unique=True),
+)
+def test_a_doubled_picture_in_four_phases(size, inputs, outputs, unit, cores, cache, operands):
+    shape = ConvShape(2, 2 * size[0], 2 * size[1], inputs, outputs, (3, 3), (1, 1), (1, 1, 1, 1), 2)
+    assert has_phases(shape) and not has_phases(replace(shape, padding=(1, 1, 0, 1)))
+    rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
+    machine_ = word_machine(unit, cores, cache)
+    result, reference, scale = convolve(shape, tuple(rows[name] for name in operands), machine_)
+    assert_near(result, reference, scale, RELATIVE[2] if unit[1] == 2 else 2.0**-8)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -86,6 +86,7 @@ def arguments_of(name, large, unit=UNITS[-1] if UNITS else ("amx", 2)):
     return {
         "tile_conv2d": (conv, (1,), machine_, None, 1, ()),
         "tile_matmul": (picture, (1, rows), machine_, "geglu" if not large else None, 1, ()),
+        "tile_winograd": (conv, (1,), word_machine(("amx", 2)), ()),
         "tile_attention": (attention, machine_),
         "matmul": (rows, columns, 320, (1,), machine_, "silu", 1, ()),
         "conv2d": (conv, (1,), machine_),
@@ -94,14 +95,19 @@ def arguments_of(name, large, unit=UNITS[-1] if UNITS else ("amx", 2)):
     }[name]
 
 
-KERNELS = [name for name in TUNABLE if UNITS or not name.startswith("tile")]
+KERNELS = [
+    name
+    for name in TUNABLE
+    if ("amx", 2) in UNITS or (UNITS and name != "tile_winograd") or not name.startswith("tile")
+]
 
 
 # By kernel: its version, and the beginning of its code's digest. Where the code has changed, tune a model that spends
 # its time there: if other choices are best now, raise the version in ``TUNABLE``, so that old records are not used.
 VERSIONS = {
-    "tile_conv2d": (1, "4a1c69e2abdc"),
-    "tile_matmul": (1, "224642e9dcb9"),
+    "tile_conv2d": (1, "51edd5dad4af"),
+    "tile_matmul": (1, "151bab570e08"),
+    "tile_winograd": (1, "a6eb6dddc17d"),
     "tile_attention": (1, "aeb1bebfe6ec"),
     "matmul": (1, "e9ed162b6de0"),
     "conv2d": (1, "2fdb5960f6e2"),
