@@ -40,6 +40,7 @@ SHARES = (1, 2, 4, 8, 16)
 # the sums do not stay in cache, and one weight is read; and by how much longer all of it takes. Measured.
 WORD_COST, SUM_COST, SPILL_COST, READ_COST = 12, 3, 9, 8
 OVERHEAD = 1.3
+FEWEST = 64  # tiles that are worth the memory
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,12 @@ class Tiling:
 
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:
-    """Tell whether the kernel takes the convolution: 3x3, stride 1, whole blocks of channels, numbers of two parts."""
-    plain = (shape.kernel, shape.stride, shape.upsample) == ((3, 3), (1, 1), 1)
-    return machine.unit is not None and machine.parts > 1 and plain and shape.inputs % BLOCK == 0
+    """Tell whether the kernel takes the convolution: 3x3, stride 1, whole blocks of channels, numbers of two parts.
+
+    Small pictures spend their time on reading weights, of which Winograd has more.
+    """
+    plain = (shape.kernel, shape.stride, shape.upsample) == ((3, 3), (1, 1), 1) and shape.inputs % BLOCK == 0
+    return machine.unit is not None and machine.parts > 1 and plain and _tiles(shape) >= FEWEST
 
 
 def _tiles(shape: ConvShape) -> int:
@@ -104,8 +108,19 @@ def _two(point: Value, start: Value, extent: int) -> list[tuple[Value, Value]]:
         line = T.bind(start + _pick(point, [places[which] for places in positions]))
         factor = _pick(point, [row[places[which]] for row, places in zip(INPUT, positions, strict=True)])
         inside = T.Select(T.And(line >= 0, line < extent), factor, T.float32(0.0))
-        found.append((T.bind(T.max(T.min(line, extent - 1), 0)), T.bind(inside)))
+        found.append((T.max(T.min(line, extent - 1), 0), inside))
     return found
+
+
+def _kept(corners: list[tuple[Value, Value, Value]]) -> list[tuple[Value, Value, Value]]:
+    """Return the same places and factors from memory: TVM takes seconds to simplify what is written out."""
+    places = T.alloc_buffer((2 * len(corners),), "int32", scope="local")
+    factors = local(len(corners))
+    for index, (y, x, factor) in enumerate(corners):
+        T.buffer_store(places, y, [2 * index])
+        T.buffer_store(places, x, [2 * index + 1])
+        T.buffer_store(factors, factor, [index])
+    return [(places[2 * index], places[2 * index + 1], factors[index]) for index in range(len(corners))]
 
 
 class _TileWinograd:
@@ -160,7 +175,7 @@ class _TileWinograd:
         with T.serial(self.count) as tile:
             picture, top, left = self._place(self.first + tile)
             rows, columns = _two(row, top - above, shape.height), _two(column, left - before, shape.width)
-            corners = [(y, x, T.bind(f * g)) for (y, f), (x, g) in product(rows, columns)]
+            corners = _kept([(y, x, f * g) for (y, f), (x, g) in product(rows, columns)])
             for source, begin, end in self.sources.spans():
                 with T.serial(begin // BLOCK, end // BLOCK) as block:
                     pair = []

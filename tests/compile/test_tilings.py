@@ -107,7 +107,7 @@ KERNELS = [
 VERSIONS = {
     "tile_conv2d": (1, "51edd5dad4af"),
     "tile_matmul": (1, "151bab570e08"),
-    "tile_winograd": (1, "a6eb6dddc17d"),
+    "tile_winograd": (1, "80d87071b718"),
     "tile_attention": (1, "aeb1bebfe6ec"),
     "matmul": (1, "e9ed162b6de0"),
     "conv2d": (1, "2fdb5960f6e2"),
