@@ -25,6 +25,7 @@ from diffusers.schedulers import scheduling_euler_ancestral_discrete as ancestra
 import schedulers
 from models.assembly import quiet
 from models.checkpoint import Checkpoint, load_checkpoint
+from models.token_merging import require_attention
 from runtime.recording import STEPS, Phase
 from utils.config import BaselineConfig, TokenMerging
 from utils.cpu import physical_cores
@@ -119,6 +120,7 @@ class DiffusersBackend:
             self.pipe.enable_xformers_memory_efficient_attention()
         if config.apply_tome:
             ratio = TokenMerging.ratio if config.tome_ratio is None else config.tome_ratio
+            require_attention(self.pipe.unet, TokenMerging.max_downsample)
             tomesd.apply_patch(self.pipe, ratio=ratio, use_rand=False)
         if config.compile:
             self.pipe.unet.compile()

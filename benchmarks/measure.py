@@ -21,6 +21,7 @@ from benchmarks.tables import SECTIONS, tables
 from benchmarks.tome import sweep
 from utils.config import ROOT
 from utils.cpu import physical_cores
+from utils.errors import UserError
 from utils.progress import say
 
 PLACES = ("json", "report", "work", "compare", "backends")  # say nothing about what was measured
@@ -62,7 +63,7 @@ class Measurement:
         """Measure all sections. After Ctrl-C, what was done is in the file, the tables and the report too.
 
         Raises:
-            UserError: the model can't be loaded, or can't make a size.
+            UserError: the model can't be loaded, or can't make a size, or no backend could be measured.
         """
         try:
             for section, rows in self._sections():
@@ -71,6 +72,8 @@ class Measurement:
                     schema.write(self.results, self.path)
         finally:
             self._tell()
+        if not any(getattr(self.results, section) for section in SECTIONS):
+            raise UserError(f"nothing could be measured, see above; {self.path} is not written")
 
     def _sections(self) -> Iterator[tuple[str, Iterable[Any]]]:
         config, base = self.config, self.path.absolute().parent

@@ -58,7 +58,8 @@ def groups(names: Sequence[str], needed: float, available: float | None) -> list
 def keep(path: str, base: Path) -> str:
     """Copy a picture that a worker drew into ``base/pictures``, and return its path as a file in ``base`` names it."""
     drawn = Path(path)
-    kept = base / "pictures" / f"{drawn.parents[2].name}-{drawn.parent.name}.png"  # model and size, variant
+    names = [folder.name for folder in (drawn.parents[2], drawn.parents[1], drawn.parent)]  # model, size; run; variant
+    kept = base / "pictures" / f"{'-'.join(names)}.png"
     kept.parent.mkdir(exist_ok=True)
     shutil.copyfile(drawn, kept)
     return kept.relative_to(base).as_posix()

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup
 
 from benchmarks import plot_style, plots, report_profiles, report_tables, schema
+from benchmarks.profiles import TRACES
 from benchmarks.report_pictures import Grid, backend_grids, tome_grids
 from benchmarks.report_tables import Table, median
 from utils.files import write_whole
@@ -156,7 +157,7 @@ def write_report(results: schema.Results, base: Path, folder: Path) -> Path:
         date=report_tables.date(results.environment.date),
         sections=_sections(results, base),
         switches={kind: (label, names) for kind, label, names in _switches(results) if len(names) > 1},
-        traces=_traces(base, folder),
+        traces=_traces(results, base, folder),
         missing="" if plot_style.available() else plot_style.ADVICE,
         light=plot_style.LIGHT,
         dark=plot_style.DARK,
@@ -205,8 +206,9 @@ def _switches(results: schema.Results) -> list[tuple[str, str, list[str]]]:
     return [("backend", "Backends", backends), ("rung", "Optimisations", rungs)]
 
 
-def _traces(base: Path, folder: Path) -> list[tuple[str, str]]:
-    """Return name and link, relative to ``folder``, of each trace."""
-    traces = sorted((base / "traces").glob("*.json"))
+def _traces(results: schema.Results, base: Path, folder: Path) -> list[tuple[str, str]]:
+    """Return name and link, relative to ``folder``, of each trace of the run."""
+    named = sorted({base / TRACES / f"{row.resolution}.json" for row in results.profiles})
+    traces = [path for path in named if path.is_file()]
     relative = [Path(os.path.relpath(trace.resolve(), folder.resolve())).as_posix() for trace in traces]
     return [(trace.name, quote(link)) for trace, link in zip(traces, relative, strict=True)]

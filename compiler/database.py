@@ -17,6 +17,7 @@ from compiler.kernels.tunable import decode
 from compiler.lock import locked
 from compiler.target import Cpu, resolve_target
 from compiler.tuning.records import (
+    FAILED,
     RECORDS,
     SET_ASIDE,
     UNREADABLE,
@@ -36,6 +37,7 @@ from runtime.artifact import Artifact
 from utils import units
 from utils.command_line import flag, parse_command
 from utils.errors import UserError, run_script
+from utils.files import write_whole
 from utils.progress import progress, say
 
 COMMANDS = ("status", "merge", "prune", "check", "export")
@@ -97,7 +99,7 @@ def status(config: DatabaseConfig) -> None:
             if own is not None and best is not None:
                 ratios.append(min(1.0, best[1] / own))
         if ratios:
-            faster = sum(ratio < 1 for ratio in ratios)
+            faster = sum(records.gains(key) for key in records.seconds)
             print(f"  {faster} tasks faster than the kernel as it is; best / as it is: {_spread(ratios)}")
     if config.artifacts_dir is not None:
         for name, component in Artifact(config.artifacts_dir).manifest.components.items():
@@ -113,7 +115,7 @@ def _spread(ratios: list[float]) -> str:
 
 
 def merge(config: DatabaseConfig) -> None:
-    """Take over the best of each task of another database, and the kernel as it is."""
+    """Take over the best of each task of another database, and the kernel as it is; what was measured here stays."""
     if config.source is None:
         raise UserError("merge needs --source, the other database")
     for folder, info, records in _targets(config.source):
@@ -122,13 +124,19 @@ def merge(config: DatabaseConfig) -> None:
             writer, taken = Writer(config.database_dir, _cpu_of(folder), info), 0
             modules = _modules(folder)
             for key in records.seconds:
+                scale = _scale(writer.records.time(key, {}), records.time(key, {}))
                 for chosen, seconds in _kept(records, key) if records.gains(key) or not config.gains_only else ():
-                    before = writer.records.time(key, chosen)
-                    if before is None or seconds < before:
-                        writer.commit(key, modules[key].mod, chosen, [seconds])
+                    if writer.records.time(key, chosen) is None:
+                        writer.commit(key, modules[key].mod, chosen, [seconds * scale])
                         taken += 1
-            writer.close(info.minutes)
+            writer.close(info.minutes if taken else 0.0)
         print(f"{folder.name}: {taken} measurements taken over")
+
+
+def _scale(here: float | None, there: float | None) -> float:
+    """Return how much longer the kernel as it is takes here, so that gains are taken over rather than seconds."""
+    known = here is not None and there is not None and max(here, there) < FAILED
+    return here / there if known and here and there else 1.0
 
 
 def _cpu_of(folder: Path) -> Cpu:
@@ -141,7 +149,7 @@ def _cpu_of(folder: Path) -> Cpu:
 
 
 def _modules(folder: Path) -> dict[Key, Workload]:
-    lines = (folder / WORKLOADS).read_text(encoding="utf-8").splitlines()
+    lines = (folder / WORKLOADS).read_text(encoding="utf-8", errors="replace").splitlines()
     return {key: Workload.from_json(json.loads(lines[index])) for index, key in read(folder).workloads.items()}
 
 
@@ -183,8 +191,13 @@ def check(config: DatabaseConfig) -> None:
         wrong = []
         for key in progress(list(records.seconds), folder.name):
             best = records.best(key)
-            if best is not None and not agrees(key[0], decode(key[1]), best[0], cpu.target):
-                wrong.append(f"{key[0]} {key[1]} with {best[0]}")
+            try:
+                right = best is None or agrees(key[0], decode(key[1]), best[0], cpu.target)
+            except Exception as error:  # whatever TVM makes of a record that it can't compile
+                say(f"{key[0]}: {type(error).__name__}: {error}")
+                right = False
+            if not right:
+                wrong.append(f"{key[0]} {key[1]} with {best[0] if best else {}}")
         if wrong:
             raise UserError(
                 f"{folder}: {len(wrong)} of {len(records.seconds)} tasks compute a wrong result: {wrong[0]}"
@@ -215,7 +228,9 @@ def export(config: DatabaseConfig) -> None:
     if config.json is None:
         sys.stdout.write(text)
     else:
-        config.json.write_text(text, encoding="utf-8")
+        if not config.json.absolute().parent.is_dir() or config.json.is_dir():
+            raise UserError(f"--json {config.json}: name a file in a folder that is there")
+        write_whole(config.json, text)
         print(f"wrote {config.json} ({units.size(len(text))})")
 
 

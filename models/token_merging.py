@@ -127,16 +127,25 @@ def _levels(unet: UNet2DConditionModel) -> list[int]:
     return [*found, 2 ** (len(kinds) - 1)] if "CrossAttn" in str(unet.config.mid_block_type) else found
 
 
+def require_attention(unet: UNet2DConditionModel, max_downsample: int) -> None:
+    """Refuse a model in which nothing would be merged.
+
+    Raises:
+        UserError: it has no attention at the levels that are asked for.
+    """
+    levels = _levels(unet)
+    if not levels or min(levels) > max_downsample:
+        deeper = f"; the largest needs --tome-max-downsample {min(levels)}" if levels else ""
+        raise UserError(f"--apply-tome: no attention at level {max_downsample} of this model{deeper}")
+
+
 def apply_token_merging(unet: UNet2DConditionModel, merging: TokenMerging, height: int, width: int) -> None:
     """Have ``unet`` merge tokens from now on, for latents of ``height`` x ``width``. Its parameters stay what they are.
 
     Raises:
         UserError: it has no attention at the levels that are asked for.
     """
-    levels = _levels(unet)
-    if not levels or min(levels) > merging.max_downsample:
-        deeper = f"; the largest needs --tome-max-downsample {min(levels)}" if levels else ""
-        raise UserError(f"--apply-tome: no attention at level {merging.max_downsample} of this model{deeper}")
+    require_attention(unet, merging.max_downsample)
     for block in (module for module in unet.modules() if isinstance(module, BasicTransformerBlock)):
         matching = _Block(merging, height, width)
         block.register_forward_pre_hook(matching.enter, with_kwargs=True)

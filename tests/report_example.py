@@ -55,7 +55,8 @@ def example(base: Path) -> Results:
     """Return results of every section; their pictures and a trace are written into ``base``."""
     dice = random.Random(7)  # noqa: S311 - the same figures each time
     (base / "traces").mkdir(parents=True)
-    (base / "traces" / "tvm unet.json").write_text("{}")
+    (base / "traces" / f"{SIZE}.json").write_text("{}")
+    (base / "traces" / "another run.json").write_text("{}")
     return Results(
         environment=environment(),
         settings={

@@ -155,7 +155,7 @@ def _plan_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
 def _conv_operands(
     call: relax.Call, fused: Fused, machine: Machine
 ) -> Callable[[relax.BlockBuilder], list[relax.Expr]]:
-    """Pack in the same way for every algorithm, so that two functions of a component share the weight."""
+    """Pack in the same way for every algorithm of vectors, so that two functions of a component share the weight."""
     data, weight = call.args
     kh, kw, inputs, outputs = static_shape(weight)
 

@@ -59,6 +59,8 @@ def encode(arguments: tuple[Any, ...]) -> str:
     """Return a plan's arguments as text, the same for equal arguments."""
 
     def plain(value: Any) -> Any:
+        if isinstance(value, Machine):  # the kernel's name has the tile that was asked for
+            value = dataclasses.replace(value, winograd_tile=None)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             return {TYPE: type(value).__name__, **fields}

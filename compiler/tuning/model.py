@@ -9,7 +9,7 @@ from compiler.optimisations import enabled
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.tuning.measure import Workshop
 from compiler.tuning.records import Writer, target_name
-from compiler.tuning.remote import RemoteWorkshop
+from compiler.tuning.remote import RemoteWorkshop, servers
 from compiler.tuning.search import tune
 from compiler.tuning.tasks import Task, tasks
 from models.checkpoint import load_checkpoint
@@ -31,12 +31,15 @@ def tune_model(config: BuildConfig) -> None:
     """Tune the kernels of the model that ``config`` describes, for as long as it says.
 
     Raises:
-        UserError: the checkpoint can't be read, the database can't be written, or somebody else tunes into it.
+        UserError: the tracker does not answer, the checkpoint can't be read, the database can't be written, or
+            somebody else tunes into it.
     """
     cpu = resolve_target(config.target, config.dtype)
     require_runs_here(cpu)
     cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
     folder = config.database_dir / target_name(cpu)
+    if config.tracker is not None:
+        servers(config.tracker, target_name(cpu))
     with locked("--database-dir", folder, "tunes", "wait for it, or name another folder"):
         writer = Writer(config.database_dir, cpu)
         checkpoint = load_checkpoint(config.model)

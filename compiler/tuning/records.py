@@ -75,9 +75,7 @@ class Records:
     ``seconds`` has all measurements of what was chosen of a task; an empty choice is the kernel as it is.
     """
 
-    folder: Path | None = None
     workloads: dict[int, Key] = field(default_factory=dict)
-    hashes: dict[int, str] = field(default_factory=dict)
     seconds: dict[Key, dict[tuple[tuple[str, int], ...], list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
@@ -119,11 +117,10 @@ class Records:
         return best[0] if best is not None and self.gains(key) else {}
 
 
-def _workload(line: str) -> tuple[str, Key, int]:
-    """Return a workload's hash, its task, and the version of the kernel that was measured."""
-    value = json.loads(line)
-    attributes = Workload.from_json(value).mod["main"].attrs
-    return str(value[0]), (str(attributes[NAME]), str(attributes[ARGUMENTS])), int(attributes.get(VERSION, 1))
+def _workload(line: str) -> tuple[Key, int]:
+    """Return a workload's task, and the version of the kernel that was measured."""
+    attributes = Workload.from_json(json.loads(line)).mod["main"].attrs
+    return (str(attributes[NAME]), str(attributes[ARGUMENTS])), int(attributes.get(VERSION, 1))
 
 
 def measured(line: str) -> tuple[int, Chosen, list[float]]:
@@ -155,7 +152,7 @@ def read(folder: Path) -> Records:
     Raises:
         UserError: it is a file, or can't be opened.
     """
-    records = Records(folder)
+    records = Records()
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--database-dir: {folder} is a file, not a folder")
@@ -165,9 +162,9 @@ def read(folder: Path) -> Records:
     outdated = set()
     for index, line in enumerate(workloads):
         try:
-            digest, key, version = _workload(line)
+            key, version = _workload(line)
             if version == TUNABLE[key[0]].version:
-                records.hashes[index], records.workloads[index] = digest, key
+                records.workloads[index] = key
             else:
                 outdated.add(index)
         except Exception:  # whatever TVM makes of a line that is none of its own
@@ -221,9 +218,9 @@ def usable(database: Path, cpu: Cpu) -> tuple[Records, str]:
     others = sorted(p.name for p in database.glob("*/") if p.name != wanted.target) if database.is_dir() else []
     beside = f"; those of {', '.join(others)} are not used" if others else ""
     if not (folder / RECORDS).is_file():
-        return Records(folder), f"records: none for {wanted.target} in {database}{beside}"
+        return Records(), f"records: none for {wanted.target} in {database}{beside}"
     if (why := _difference(read_info(folder), wanted)) is not None:
-        return Records(folder), f"records: those in {folder} are not used: {why}{beside}"
+        return Records(), f"records: those in {folder} are not used: {why}{beside}"
     records = read(folder)
     old = f", {records.outdated} of kernels that have changed since left out" if records.outdated else ""
     torn = f", {records.damaged} damaged lines left out" if records.damaged else ""
@@ -234,7 +231,7 @@ class Writer:
     """Adds to a target's records, a line at a time. One process at a time: see ``compiler.lock``.
 
     Raises:
-        UserError: the folder can't be made or written.
+        UserError: the folder can't be made or written, or has records that were measured with something else.
     """
 
     def __init__(self, database: Path, cpu: Cpu, info: Info | None = None) -> None:
@@ -244,6 +241,8 @@ class Writer:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--database-dir {self.folder} can't be written: {error.strerror}") from None
+        if (self.folder / RECORDS).exists() and (why := _difference(read_info(self.folder), self.info)) is not None:
+            raise UserError(f"--database-dir {self.folder}: {why}; name another folder, or remove this one")
         for name in (WORKLOADS, RECORDS):
             self._set_torn_line_aside(self.folder / name)
         self.records = read(self.folder)
@@ -298,9 +297,9 @@ def _append(path: Path, line: str) -> None:
         before = os.fstat(descriptor).st_size
         try:
             if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        except OSError:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
             os.ftruncate(descriptor, before)
-            raise
+            raise UserError(f"--database-dir: {path} can't be written: {error.strerror}") from None
     finally:
         os.close(descriptor)

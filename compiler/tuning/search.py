@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE
@@ -32,6 +32,7 @@ class Search:
     task: Task
     writer: Writer
     since_gain: int = 0
+    confirmed: list[Chosen] = field(default_factory=list)
 
     @property
     def own(self) -> float:
@@ -113,9 +114,8 @@ class Tuner:
             for _ in self._measure(search, many):
                 search.since_gain += 1
                 yield self._state(search)
-            if search.best[1] < before:
-                yield from self._confirm(search)
-                search.since_gain = 0 if search.best[1] < before else search.since_gain
+            yield from self._confirm(search)
+            search.since_gain = 0 if search.best[1] < before else search.since_gain
 
     def _elsewhere(self, search: Search) -> list[Chosen]:
         """Return what is best for other tasks of the same kernel, the largest gain first."""
@@ -123,11 +123,15 @@ class Tuner:
         return [other.best[0] for other in sorted(others, key=lambda o: o.best[1] / o.own) if other.best[0]]
 
     def _confirm(self, search: Search) -> Iterator[str]:
-        """Time the new best and the kernel as it is once more, in turn: the luckiest of many is not the fastest."""
-        best = search.best[0]
-        for _ in range(CONFIRMATIONS):
-            for _ in self._measure(search, [{}, best]):
-                yield self._state(search)
+        """Time a new best and the kernel as it is once more, in turn: the luckiest of many is not the fastest.
+
+        What is the best after that is timed again as well, unless it was.
+        """
+        while (best := search.best[0]) and best not in search.confirmed:
+            search.confirmed.append(best)
+            for _ in range(CONFIRMATIONS):
+                for _ in self._measure(search, [{}, best]):
+                    yield self._state(search)
 
     def _state(self, search: Search) -> str:
         total, own = (

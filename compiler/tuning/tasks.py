@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import tvm
 from tvm import relax, tirx
@@ -25,7 +24,6 @@ class Task:
     """A kernel: its name and arguments, the workload that stands for it, and how often a picture calls it."""
 
     key: Key
-    arguments: tuple[Any, ...]
     workload: tvm.IRModule
     calls: float
 
@@ -48,14 +46,14 @@ class Collector:
     """Chooses nothing, and notes every kernel that can be tuned, and how often a function calls it."""
 
     def __init__(self) -> None:
-        self.seen: dict[Key, tuple[Plan, relax.Call]] = {}
+        self.seen: dict[Key, relax.Call] = {}
         self.calls: dict[str, Counter[Key]] = defaultdict(Counter)
 
     def choose(self, function: str, plan: Plan, call: relax.Call) -> Chosen:
         """Note a call of a kernel."""
         if plan.name in TUNABLE:
             key = (plan.name, encode(plan.arguments))
-            self.seen.setdefault(key, (plan, call))
+            self.seen.setdefault(key, call)
             self.calls[function][key] += 1
         return {}
 
@@ -68,6 +66,6 @@ def tasks(component: Component, cpu: Cpu, on: dict[str, bool]) -> list[Task]:
     first = component.functions[0]
     steps = STEPS if first.fixed else 1
     return [
-        Task(key, collector.seen[key][0].arguments, workload(collector.seen[key][1], key), calls * steps)
+        Task(key, workload(collector.seen[key], key), calls * steps)
         for key, calls in collector.calls[first.name].items()
     ]

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import tvm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_component import CPU
@@ -15,7 +16,7 @@ from tvm import relax
 from tvm.s_tir.meta_schedule.database import JSONDatabase
 from written_module import written
 
-from compiler.database import DatabaseConfig, check, merge, prune
+from compiler.database import DatabaseConfig, check, export, merge, prune
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import TUNABLE, encode
@@ -213,7 +214,7 @@ class TestWriting:
         before = path.read_bytes()
         write = os.write
         monkeypatch.setattr(module.os, "write", lambda descriptor, data: write(descriptor, data[:40]))
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(UserError, match=r"--database-dir: .*record.json can't be written: No space"):
             Writer(database, CPU).commit(KEY, WORKLOAD, {"stripes": 2}, [0.0005])
         assert path.read_bytes() == before
 
@@ -267,11 +268,16 @@ class TestUse:
             (None, "missing"),
         ],
     )
-    def test_other_conditions_are_not_used(self, database, change, why):
+    def test_other_conditions_are_not_used_and_not_added_to(self, database, change, why):
+        """What is added would pass off the rest as measured like it."""
         path = folder_of(database) / INFO
         path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
         records, line = usable(database, CPU)
         assert len(records) == 0 and "are not used" in line and why in line
+        before = path.read_text()
+        with pytest.raises(UserError, match=f"--database-dir .*{why}.*another folder"):
+            Writer(database, CPU)
+        assert path.read_text() == before
 
     def test_missing_is_empty_and_a_file_is_refused(self, tmp_path):
         assert "none for" in usable(tmp_path / "nowhere", CPU)[1]
@@ -291,6 +297,32 @@ class TestHandedOn:
             assert set(taken.seconds) == {key for key, _ in keys}
             assert all(taken.best(key) == before.best(key) and taken.time(key, {}) == 0.004 for key, _ in keys)
             assert read_info(folder_of(tmp_path / name)).minutes == 1.5
+
+    def test_gains_are_taken_over_not_seconds(self, database, tmp_path):
+        """The other machine was twice as fast that day; what was measured here stays, and nothing is taken twice."""
+        writer = Writer(tmp_path, CPU)
+        writer.commit(*TASKS[0], {}, [0.008])
+        writer.commit(*TASKS[1], {}, [0.008])
+        writer.commit(*TASKS[1], {"together": 8}, [0.009])
+        for _ in range(2):
+            merge(DatabaseConfig(database_dir=tmp_path, source=database))
+            found = read(folder_of(tmp_path))
+            assert found.time(TASKS[0][0], {}) == 0.008 and found.best(TASKS[0][0]) == ({"stripes": 8}, 0.002)
+            assert found.time(TASKS[1][0], {"together": 8}) == 0.009 and found.time(TASKS[2][0], {}) == 0.004
+            assert read_info(folder_of(tmp_path)).minutes == 1.5
+
+    def test_what_can_not_be_computed_is_named(self, tmp_path, capsys):
+        name, arguments = KEY
+        key = (name, arguments.replace("GroupNormShape", "Unknown"))
+        writer = Writer(tmp_path, CPU)
+        writer.commit(key, tvm.IRModule({"main": WORKLOAD["main"].with_attr(module.ARGUMENTS, key[1])}), {}, [0.004])
+        with pytest.raises(UserError, match="1 of 1 tasks compute a wrong result: group_norm"):
+            check(DatabaseConfig(database_dir=tmp_path))
+        assert "KeyError" in capsys.readouterr().out
+
+    def test_export_into_no_folder(self, database, tmp_path):
+        with pytest.raises(UserError, match="--json"):
+            export(DatabaseConfig(database_dir=database, json=tmp_path / "none" / "x.json"))
 
     def test_records_of_another_cpu_are_not_checked(self, database, capsys):
         path = folder_of(database) / INFO

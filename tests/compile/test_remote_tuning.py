@@ -11,6 +11,7 @@ import pytest
 from small_component import CPU
 from test_records import KEY, TASKS, folder_of
 
+from compiler.tuning import remote
 from compiler.tuning.records import FAILED, Writer, read, target_name
 from compiler.tuning.remote import RemoteWorkshop, servers
 from compiler.tuning.search import tune
@@ -73,7 +74,7 @@ def farm():
 def test_one_server_is_killed_on_the_way(farm, tmp_path):
     farm.serve(2)
     writer = Writer(tmp_path, CPU)
-    tasks = [Task(key, (), plain, 1) for key, plain in TASKS]
+    tasks = [Task(key, plain, 1) for key, plain in TASKS]
     with RemoteWorkshop(CPU.target, 1, farm.address, NAME, TILES) as workshop:
         assert workshop.runners == 2
         tune(tasks, writer, workshop, 0, 4)
@@ -84,7 +85,7 @@ def test_one_server_is_killed_on_the_way(farm, tmp_path):
     assert all(seconds < FAILED for tried in records.seconds.values() for times in tried.values() for seconds in times)
 
 
-def test_no_tracker_no_server_and_no_address(farm, tmp_path):
+def test_no_tracker_no_server_and_no_address(farm, monkeypatch):
     with pytest.raises(UserError, match="no server of llvm-none"):
         for _ in range(100):
             time.sleep(0.2)
@@ -93,8 +94,10 @@ def test_no_tracker_no_server_and_no_address(farm, tmp_path):
             except UserError as error:
                 if "no tracker answers" not in str(error):
                     raise
+    monkeypatch.setattr(remote, "ANSWER_SECONDS", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
+        silent.listen()  # it takes the connection, and never says anything
         with pytest.raises(UserError, match=r"--tracker .* no tracker answers"):
             servers(f"127.0.0.1:{silent.getsockname()[1]}", NAME)
     for text in ("nowhere", "host:", ":1", "host:99999", "host:x"):

@@ -1,6 +1,7 @@
 """Whatever tuning may choose of a kernel, the result stays; and a choice travels as text."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,8 @@ def test_a_wrong_result_does_not_agree(monkeypatch):
 def test_arguments_as_text():
     arguments = (ConvShape(1, 8, 8, 32, 4, (3, 3), (1, 1), (1, 1, 1, 1)), (1, 64), machine(16, 32), None, 1, (16, 16))
     assert decode(encode(arguments)) == arguments and encode(arguments) == encode(decode(encode(arguments)))
+    asked = replace(machine(16, 32), winograd_tile=4)
+    assert encode((asked,)) == encode((machine(16, 32),)), "a record is one of the kernel, whatever the flag says"
     for text in ("{}", "3", '[{"type": "Path"}]', '[{"kind": 1}]', "[", '[{"type": "ConvShape", "batch": 1}]'):
         with pytest.raises((ValueError, TypeError, KeyError)):
             decode(text)

@@ -69,7 +69,7 @@ def test_each_ratio_is_compared_with_none(monkeypatch, tmp_path):
         (("eager",), "float32-math-tome-0.5"),
     ]
     assert all(row.unet_ratio == 1 and row.psnr_to_plain == EQUAL and row.accuracy is None for row in rows)
-    assert rows[0].picture == "pictures/m-72x64-tvm-float32.png" and rows[0].resolution == "72x64"
+    assert rows[0].picture == "pictures/m-72x64-picture-3-steps-tvm-float32.png" and rows[0].resolution == "72x64"
 
 
 def test_the_judge_scores_ours_with_flash_attention(monkeypatch, tmp_path):

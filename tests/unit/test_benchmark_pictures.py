@@ -45,7 +45,7 @@ def test_rows_have_the_counted_seconds_and_our_ratio(tmp_path):
     assert ours.ratio is None and ours.ratio_interval is None
     assert ours.iterations_per_second == 3 / 3.004 and (ours.resolution, ours.size) == ("72x64", 1000)
     assert ours.psnr == 65.0, "the worst of its pictures"
-    assert ours.picture == "pictures/m-72x64-tvm-float32.png" and ours.prepare_seconds == {"load": 0.5}
+    assert ours.picture == "pictures/m-72x64-picture-3-steps-tvm-float32.png" and ours.prepare_seconds == {"load": 0.5}
 
 
 def test_with_groups_each_ratio_is_of_its_own_rounds(monkeypatch, tmp_path):

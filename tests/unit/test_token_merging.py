@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from tomesd.merge import bipartite_soft_matching_random2d
 
 from models.random_checkpoint import random_checkpoint
-from models.token_merging import apply_token_merging, match_tokens, merge_tokens, split_tokens, unmerge_tokens
+from models.token_merging import (
+    apply_token_merging,
+    match_tokens,
+    merge_tokens,
+    require_attention,
+    split_tokens,
+    unmerge_tokens,
+)
 from utils.config import TokenMerging
 from utils.errors import UserError
 
@@ -108,3 +115,5 @@ def test_a_model_without_attention_at_the_level_is_refused():
     unet.register_to_config(down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"])
     with pytest.raises(UserError, match=r"--apply-tome: no attention at level 1 .*--tome-max-downsample 2"):
         apply_token_merging(unet, TokenMerging(), 8, 8)
+    with pytest.raises(UserError, match=r"--apply-tome: no attention at level 1"):
+        require_attention(unet, 1)  # tomesd itself would merge nothing and say nothing
