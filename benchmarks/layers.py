@@ -24,6 +24,8 @@ from backends.reference import load_parts
 from benchmarks.schema import AttentionRow, WinogradRow
 from benchmarks.session import Session
 from compiler.alone import load, save
+from compiler.kernels import tile_winograd
+from compiler.kernels.conv2d import ConvShape
 from compiler.target import Cpu, resolve_target
 from models.components import Component, Function
 from runtime.engine import Engine, set_num_threads
@@ -199,15 +201,15 @@ def attention_rows(session: Session, runs: int) -> Iterator[AttentionRow]:
 def _gflop(layer: ConvLayer, method: str) -> float:
     """Return 1e9 multiplies and adds of the products of a convolution."""
     pairs = layer.batch * layer.channels * layer.filters
-    if not method.isdecimal():
+    if method in ("direct", "tiles"):
         return 2e-9 * pairs * layer.height * layer.width * 9
-    m = int(method)
+    m = int(method.removeprefix("tiles "))
     tiles = math.ceil(layer.height / m) * math.ceil(layer.width / m)
     return 2e-9 * pairs * tiles * (m + 2) ** 2
 
 
 def winograd_rows(session: Session, runs: int) -> Iterator[WinogradRow]:
-    """Measure each 3x3 convolution: direct, in tile registers, by F(m x m) of several m.
+    """Measure each 3x3 convolution: direct, in tile registers, there by F(2 x 2), and by F(m x m) of several m.
 
     Raises:
         UserError: the model can't be loaded, or can't make this size.
@@ -228,7 +230,10 @@ def winograd_rows(session: Session, runs: int) -> Iterator[WinogradRow]:
         torch.manual_seed(0)
         x = torch.randn(layer.batch, layer.height, layer.width, layer.channels)
         component = Component("conv", _Conv(layer).eval(), (Function("main", (("x", x),)),))
-        for method, way in _measured(component, kinds, runs).items():
+        size = (layer.batch, layer.height, layer.width, layer.channels, layer.filters)
+        shape = ConvShape(*size, (3, 3), (1, 1), (1, 1, 1, 1))
+        ways = {**kinds, "tiles 2": (cpu, "")} if tile_winograd.accepts(shape, cpu.machine) else kinds
+        for method, way in _measured(component, ways, runs).items():
             sizes = (layer.channels, layer.filters, layer.height, layer.width)
             yield WinogradRow(
                 layer.name, *sizes, calls, method, way.seconds, _gflop(layer, method), way.memory, way.psnr

@@ -110,7 +110,7 @@ class AttentionRow:
 
 @dataclass(frozen=True)
 class WinogradRow:
-    """One 3x3 convolution: direct, in tile registers (where the CPU has AMX), or by F(m x m), whose m is the method.
+    """One 3x3 convolution: direct, in tile registers, there by F(2 x 2), or by F(m x m), whose m is the method.
 
     ``calls`` of the UNet with guidance. ``gflop`` are 1e9 multiplies and adds of its products, without transforms;
     ``memory`` is that of packed weights and of tensors beside inputs and outputs, ``psnr`` is against float64.

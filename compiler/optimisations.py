@@ -10,7 +10,7 @@ OPTIMISATIONS = {
     "packed_weights": "multiplies and convolutions on weights packed in panels; bias and residual added in registers",
     "joined_multiplies": "queries, keys and values as one multiply",
     "split_float32": "multiplies and convolutions as three products of bfloat16 parts where the CPU has AMX",
-    "winograd": "3x3 convolutions with fewer multiplies, weights transformed in cache",
+    "winograd": "3x3 convolutions with fewer multiplies, on transformed weights",
     "flash_attention": "attention without a stored score matrix",
     "fused_softmax": "softmax in one pass over memory, where scores are stored",
     "fused_groupnorm": "GroupNorm and SiLU in two passes over memory",
