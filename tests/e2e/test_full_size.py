@@ -38,7 +38,7 @@ def test_sd15_samples_as_diffusers(sd15: Path) -> None:
     parity = [value for part in manifest["components"].values() for value in part["psnr"].values()]
     assert len(parity) == 4 and min(parity) >= 60
     for part in manifest["components"].values():
-        assert part["parameters"]["size"] <= 1.6 * part["raw_bytes"]
+        assert part["parameters"]["size"] <= 1.8 * part["raw_bytes"]  # 16/9 of a 3x3 convolution, by Winograd
 
     pipeline = Pipeline(Artifact(sd15))
     request = Request(prompt=PROMPT, steps=STEPS, guidance_scale=GUIDANCE, scheduler_label="ddim")
