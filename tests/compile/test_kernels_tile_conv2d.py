@@ -64,6 +64,11 @@ def activate(x, activation):
     return {None: lambda v: v, "silu": lambda v: v / (1 + np.exp(-v)), "gelu": gelu}[activation](x)
 
 
+def allowance(shape, unit):
+    """Return what a unit may be off by, of the magnitudes: of a doubled picture, sums of weights are rounded."""
+    return 2.0**-8 if has_phases(shape) and unit[1] == 1 else RELATIVE[unit[1]]
+
+
 def convolve(shape, operand_rows, machine_, activation=None, size=1.0, seed=0, widths=(), tiling=None):
     """Return the kernel's result, the reference, and the sum of the magnitudes that were added up.
 
@@ -142,7 +147,7 @@ def test_any_shape_and_magnitude(shape, unit, cores, cache, operands, size, seed
     rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
     operand_rows = tuple(rows[name] for name in operands)
     result, reference, scale = convolve(shape, operand_rows, word_machine(unit, cores, cache), size=size, seed=seed)
-    assert_near(result, reference, scale, RELATIVE[unit[1]])
+    assert_near(result, reference, scale, allowance(shape, unit))
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -197,7 +202,7 @@ def test_a_doubled_picture_in_four_phases(size, inputs, outputs, unit, cores, ca
     rows = {"bias": 1, "time": shape.batch, "residual": shape.pixels}
     machine_ = word_machine(unit, cores, cache)
     result, reference, scale = convolve(shape, tuple(rows[name] for name in operands), machine_)
-    assert_near(result, reference, scale, RELATIVE[2] if unit[1] == 2 else 2.0**-8)
+    assert_near(result, reference, scale, allowance(shape, unit))
 
 
 @pytest.mark.parametrize("unit", UNITS)
