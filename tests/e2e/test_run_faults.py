@@ -46,10 +46,10 @@ def test_nobody_listens(tiny_artifact, tmp_path):
 
 
 def shared_pages(pid, path):
-    """Return shared and copied (anonymous) kilobytes of a file's pages in a process."""
+    """Return kilobytes of a file's pages in a process: in memory, shared, and copied (anonymous)."""
     text = Path(f"/proc/{pid}/smaps").read_text()
     blocks = [block for block in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", text) if str(path) in block.partition("\n")[0]]
-    values = {key: 0 for key in ("Shared_Clean", "Shared_Dirty", "Anonymous")}
+    values = {key: 0 for key in ("Rss", "Shared_Clean", "Shared_Dirty", "Anonymous")}
     for block in blocks:
         for key in values:
             values[key] += int(re.search(rf"^{key}:\s+(\d+) kB", block, re.M)[1])
@@ -80,7 +80,9 @@ def test_two_processes_share_the_parameters(tiny_artifact):
         for process in both:
             pages = shared_pages(process.pid, path)
             shared = pages["Shared_Clean"] + pages["Shared_Dirty"]  # dirty: not on the disk yet
-            assert pages["Anonymous"] == 0 and shared >= 0.9 * path.stat().st_size / 1024, pages
+            assert pages["Anonymous"] == 0 and shared >= 0.95 * pages["Rss"], pages
+            used = 0.5 * path.stat().st_size / 1024  # the rest is what the function without guidance packs otherwise
+            assert pages["Rss"] >= used, pages
     finally:
         for process in both:
             process.communicate(timeout=60)
