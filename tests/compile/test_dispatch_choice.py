@@ -78,6 +78,14 @@ def test_the_estimate_counts_dropped_columns_and_half_empty_tiles():
     assert estimate(1, 64) < 1 < estimate(1, 1)
 
 
+@pytest.mark.skipif(("amx", 2) not in UNITS, reason="this CPU has no unit that splits float32")
+def test_winograd_in_tiles_where_the_picture_is_large_enough(tmp_path):
+    large, small = (component_of(nn.Conv2d(320, 320, 3, padding=1), torch.randn(2, 320, n, n)) for n in (24, 8))
+    assert kernels(after(large, "dispatch"))["tile_winograd"] == 1 == kernels(after(small, "dispatch"))["tile_conv2d"]
+    assert "tile_winograd" not in kernels(after(large, "dispatch", "winograd"))
+    assert parity(large, tmp_path).psnr["main"] >= 90
+
+
 @pytest.mark.parametrize("tile", [2, 4, 6])
 def test_winograd_tile_is_what_the_flag_says(tile, tmp_path):
     cpu = replace(CPU, machine=replace(CPU.machine, winograd_tile=tile))
