@@ -15,7 +15,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, s_tir, tirx
 
-from compiler.graph import static_shape
+from compiler.graph import called_functions, static_shape
 from compiler.kernels.plan import KERNEL
 from compiler.kernels.plan_tokens import MATCH
 from runtime.artifact import Kernel
@@ -105,7 +105,7 @@ def _with(function: tirx.PrimFunc, flops: int, moved: int) -> tirx.PrimFunc:
 
 def kernels(module: tvm.IRModule, functions: Iterable[str]) -> dict[str, Kernel]:
     """Return every function in TensorIR of ``module`` by symbol, and how often each of ``functions`` calls it."""
-    calls = {name: _calls(module[name]) for name in functions}
+    calls = {name: Counter(called_functions(module[name])) for name in functions}
     found = {}
     for variable, function in module.functions_items():
         if isinstance(function, tirx.PrimFunc):
@@ -113,16 +113,4 @@ def kernels(module: tvm.IRModule, functions: Iterable[str]) -> dict[str, Kernel]
             origin = str(attrs.get(KERNEL, attrs.get(ORIGIN, "bare")))
             counts = {name: count[symbol] for name, count in calls.items() if count[symbol]}
             found[symbol] = Kernel(origin, int(attrs.get(FLOPS, 0)), int(attrs.get(BYTES, 0)), counts)
-    return found
-
-
-def _calls(function: relax.Function) -> Counter[str]:
-    """Count the calls of functions in TensorIR."""
-    found: Counter[str] = Counter()
-
-    def visit(expression: relax.Expr) -> None:
-        if isinstance(expression, relax.Call) and expression.op == tvm.ir.Op.get("relax.call_tir"):
-            found[expression.args[0].name_hint] += 1
-
-    relax.analysis.post_order_visit(function, visit)
     return found

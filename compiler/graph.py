@@ -62,6 +62,18 @@ def frontier(function: relax.Function, known: Mapping[relax.Var, object], left: 
     return list(dict.fromkeys(v for v in read if v in known))
 
 
+def called_functions(function: relax.Function) -> list[str]:
+    """Return the names of the functions in TensorIR that ``function`` calls, once a call."""
+    found: list[str] = []
+
+    def visit(expression: relax.Expr) -> None:
+        if is_op(expression, "relax.call_tir"):
+            found.append(expression.args[0].name_hint)
+
+    relax.analysis.post_order_visit(function, visit)
+    return found
+
+
 @mutator
 class _Remove(PyExprMutator):
     """Rebuild a function without the bindings in ``dropped``."""

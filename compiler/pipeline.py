@@ -10,11 +10,15 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from compiler.gpu.machine import Gpu
+from compiler.gpu.schedule import BindRest
+from compiler.kernels.register_tile import Machine
 from compiler.passes.decompose_attention import DecomposeAttention
 from compiler.passes.dispatch import Dispatch, Tilings
 from compiler.passes.join_multiplies import join_multiplies
 from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
+from compiler.passes.narrow import Narrow
 from compiler.passes.schedule import ScheduleRest
 from compiler.passes.simplify import Simplify
 from compiler.passes.sink_transposes import SinkTransposes
@@ -22,6 +26,7 @@ from compiler.target import Cpu
 
 transform = relax.transform
 CHANNELS_LAST = {"relax.nn.conv2d": ["NHWC", "HWIO"]}
+ANY_HOST = Machine(4, 16, 4)
 
 
 @dataclass(frozen=True)
@@ -33,13 +38,9 @@ class Step:
     optimisation: str | None = None
 
 
-def steps(cpu: Cpu, on: dict[str, bool], used: set[str], tilings: Tilings | None = None) -> list[Step]:
-    """Return the passes in their order. This list is the compiler; everything else is what they do.
-
-    ``used`` receives the names of the optimisations that a kernel was chosen for; ``tilings``: see ``Dispatch``.
-    """
+def _graph() -> list[Step]:
+    """Phase 1: the graph, in PyTorch's operators and layouts, becomes channels-last with nothing to undo."""
     return [
-        # Phase 1: the graph, in PyTorch's operators and layouts, becomes channels-last with nothing to undo.
         Step("graph", Simplify()),
         Step("graph", transform.ConvertLayout(CHANNELS_LAST), "layout"),
         Step("graph", Simplify()),
@@ -48,32 +49,78 @@ def steps(cpu: Cpu, on: dict[str, bool], used: set[str], tilings: Tilings | None
         Step("graph", transform.FoldConstant()),
         Step("graph", transform.EliminateCommonSubexpr()),
         Step("graph", transform.DeadCodeElimination()),
-        # Phase 2: operator + shape + target -> kernel of ours and its packing; what is done once a picture leaves.
-        Step("dispatch", DecomposeAttention(cpu.machine, on)),
+    ]
+
+
+def _dispatch(machine: Machine | Gpu, on: dict[str, bool], used: set[str], tilings: Tilings | None) -> list[Step]:
+    """Phase 2: operator + shape + target -> kernel of ours and its packing; what is done once a picture leaves."""
+    return [
+        Step("dispatch", DecomposeAttention(machine, on)),
         Step("dispatch", Simplify()),
-        Step("dispatch", join_multiplies(cpu.machine), "joined_multiplies"),
-        Step("dispatch", Dispatch(cpu.machine, on, used, tilings)),
+        Step("dispatch", join_multiplies(machine), "joined_multiplies"),
+        Step("dispatch", Dispatch(machine, on, used, tilings)),
+        Step("dispatch", Simplify()),
         Step("dispatch", LiftContext(), "cached_context"),
         Step("dispatch", LiftPacking()),
-        # Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare.
+    ]
+
+
+def _rest(schedule: tvm.ir.transform.Pass) -> list[Step]:
+    """Phase 3: the rest is legalised, fused and scheduled; no loop nest stays bare."""
+    return [
         Step("rest", transform.LegalizeOps(skip_ops=["relax.reshape"])),
         Step("rest", transform.AnnotateTIROpPattern(), "fusion"),
         Step("rest", transform.FuseOps(), "fusion"),
         Step("rest", transform.FuseTIR(), "fusion"),
         Step("rest", transform.DeadCodeElimination()),
-        Step("rest", ScheduleRest(cpu.machine)),
-        # Phase 4: memory is planned and calls are lowered to the virtual machine.
+        Step("rest", schedule),
+    ]
+
+
+def _lower() -> list[Step]:
+    """Phase 4: memory is planned and calls are lowered to the virtual machine.
+
+    Nothing is freed before a function ends: tensors share storages by plan, and to free views costs more than it gives.
+    """
+    return [
         Step("lower", transform.ToNonDataflow()),
         Step("lower", transform.RemovePurityChecking()),
         Step("lower", transform.CallTIRRewrite()),
         Step("lower", transform.StaticPlanBlockMemory()),
         Step("lower", transform.LowerAllocTensor()),
-        Step("lower", transform.KillAfterLastUse()),
         Step("lower", transform.LowerRuntimeBuiltin()),
         Step("lower", transform.ComputePrimValue()),
         Step("lower", transform.VMShapeLower()),
         Step("lower", transform.AttachGlobalSymbol()),
     ]
+
+
+def steps(cpu: Cpu, on: dict[str, bool], used: set[str], tilings: Tilings | None = None) -> list[Step]:
+    """Return the passes in their order. This list is the compiler; everything else is what they do.
+
+    ``used`` receives the names of the optimisations that a kernel was chosen for; ``tilings``: see ``Dispatch``.
+    """
+    return [*_graph(), *_dispatch(cpu.machine, on, used, tilings), *_rest(ScheduleRest(cpu.machine)), *_lower()]
+
+
+def gpu_front(gpu: Gpu, on: dict[str, bool], used: set[str]) -> list[Step]:
+    """Return the passes for a GPU up to those that know about loops."""
+    narrow = [
+        Step("graph", Narrow(gpu.dtype)),
+        Step("graph", transform.EliminateCommonSubexpr()),
+        Step("graph", Simplify()),
+    ]
+    return [*_graph(), *narrow, *_dispatch(gpu, on, used, None)]
+
+
+def gpu_back() -> list[Step]:
+    """Return the passes that follow, for functions that run on the GPU."""
+    return [*_rest(BindRest()), *_lower()]
+
+
+def packing_back() -> list[Step]:
+    """Return the passes that follow, for packing, which runs on any host."""
+    return [*_rest(ScheduleRest(ANY_HOST)), *_lower()]
 
 
 def optimise(
@@ -102,3 +149,16 @@ def optimise(
                 path.write_text(module.script(show_meta=False), encoding="utf-8")
             if number == len(planned) or planned[number].phase != step.phase:
                 yield step.phase, module
+
+
+def run(
+    planned: list[Step], module: tvm.IRModule, target: tvm.target.Target, on: dict[str, bool], used: set[str]
+) -> tvm.IRModule:
+    """Run those of the passes that are on and return what becomes of ``module``; ``used``: see ``optimise``."""
+    with target:
+        for step in planned:
+            if step.optimisation is None or on[step.optimisation]:
+                before, module = module, step.run(module)
+                if step.optimisation is not None and not tvm_ffi.structural_equal(before, module):
+                    used.add(step.optimisation)
+    return module

@@ -20,7 +20,13 @@ class Epilogue:
     """Operands added to a kernel's result of ``rows`` x ``channels``, the activation of the sum, and the results."""
 
     def __init__(
-        self, operand_rows: Sequence[int], rows: int, channels: int, activation: str | None = None, results: int = 1
+        self,
+        operand_rows: Sequence[int],
+        rows: int,
+        channels: int,
+        activation: str | None = None,
+        results: int = 1,
+        dtype: str = "float32",
     ) -> None:
         self.divisors = [rows // count for count in operand_rows]
         self.operand_rows, self.rows = operand_rows, rows
@@ -28,12 +34,13 @@ class Epilogue:
         self.activation = activation
         self.width = (channels // 2 if activation == GEGLU else channels) // results
         self.results = results
+        self.dtype = dtype
 
     def declare(self) -> None:
         """Declare the operands [operand rows, channels] and the results [rows, width], the kernel's last arguments."""
         rows = enumerate(self.operand_rows)
-        self.buffers = [argument(f"add_{index}", (count, self.channels)) for index, count in rows]
-        self.outputs = [argument(f"y_{index}", (self.rows, self.width)) for index in range(self.results)]
+        self.buffers = [argument(f"add_{index}", (count, self.channels), self.dtype) for index, count in rows]
+        self.outputs = [argument(f"y_{index}", (self.rows, self.width), self.dtype) for index in range(self.results)]
 
     def finish(self, v: Vectors, values: Sequence[Value], row: Value, channels: Sequence[Value]) -> list[Value]:
         """Add the operands to the vectors at (row, each of ``channels``) and activate."""

@@ -61,7 +61,7 @@ def _plan_multiply(data: relax.Expr, weight: relax.Expr, output: list[int], fuse
     return Plan("matmul", matmul, arguments, operands, result, fused.results)
 
 
-def _matmul_shape(call: relax.Call) -> ConvShape:
+def matmul_shape(call: relax.Call) -> ConvShape:
     """Return a multiply as the convolution of a picture one pixel wide."""
     data, weight = call.args
     *leading, inputs = static_shape(data)
@@ -69,11 +69,11 @@ def _matmul_shape(call: relax.Call) -> ConvShape:
 
 
 def _accepts_tile_matmul(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_matmul(call, is_weight, machine) and tile_conv2d.accepts(_matmul_shape(call), machine)
+    return _accepts_matmul(call, is_weight, machine) and tile_conv2d.accepts(matmul_shape(call), machine)
 
 
 def _plan_tile_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    return _tiled("tile_matmul", _plan_matmul(call, fused, machine), _matmul_shape(call), fused, machine)
+    return _tiled("tile_matmul", _plan_matmul(call, fused, machine), matmul_shape(call), fused, machine)
 
 
 def _pack(
@@ -128,14 +128,20 @@ def _plan_matmul(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     return _plan_multiply(data, weight, output, fused, machine)
 
 
-def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
+def plain_conv2d(call: relax.Call, is_weight: IsWeight) -> bool:
+    """Tell whether a convolution is channels-last, of known weights, neither grouped nor dilated."""
     attrs = call.attrs
     plain = int(attrs.groups) == 1 and all(int(d) == 1 for d in attrs.dilation)
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-    return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1]) and is_float32(*call.args)
+    return plain and layouts == ("NHWC", "HWIO", "NHWC") and is_weight(call.args[1])
 
 
-def _conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
+def _accepts_conv2d(call: relax.Call, is_weight: IsWeight, _machine: Machine) -> bool:
+    return plain_conv2d(call, is_weight) and is_float32(*call.args)
+
+
+def conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
+    """Return the shape of a convolution whose input is upsampled by ``upsample`` on the way."""
     batch, height, width, inputs = static_shape(call.args[0])
     height, width = height * upsample, width * upsample
     kh, kw, _, outputs = static_shape(call.args[1])
@@ -144,7 +150,7 @@ def _conv_shape(call: relax.Call, upsample: int = 1) -> ConvShape:
 
 
 def _plan_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    shape = _conv_shape(call, fused.upsample)
+    shape = conv_shape(call, fused.upsample)
     if shape.is_multiply:
         output = [shape.batch, *shape.result, shape.outputs]
         return _plan_multiply(call.args[0], call.args[1], output, fused, machine)
@@ -167,28 +173,28 @@ def _conv_operands(
 
 
 def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_conv2d(call, is_weight, machine) and tile_conv2d.accepts(_conv_shape(call), machine)
+    return _accepts_conv2d(call, is_weight, machine) and tile_conv2d.accepts(conv_shape(call), machine)
 
 
 def _plan_tile_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    shape = _conv_shape(call, fused.upsample)
+    shape = conv_shape(call, fused.upsample)
     return _tiled("tile_conv2d", _plan_conv2d(call, fused, machine), shape, fused, machine)
 
 
 def _accepts_tile_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_conv2d(call, is_weight, machine) and tile_winograd.accepts(_conv_shape(call), machine)
+    return _accepts_conv2d(call, is_weight, machine) and tile_winograd.accepts(conv_shape(call), machine)
 
 
 def _plan_tile_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    return _tiled("tile_winograd", _plan_conv2d(call, fused, machine), _conv_shape(call), fused, machine)
+    return _tiled("tile_winograd", _plan_conv2d(call, fused, machine), conv_shape(call), fused, machine)
 
 
 def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_conv2d(call, is_weight, machine) and winograd.accepts(_conv_shape(call), machine)
+    return _accepts_conv2d(call, is_weight, machine) and winograd.accepts(conv_shape(call), machine)
 
 
 def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    shape = _conv_shape(call)
+    shape = conv_shape(call)
     tile, _ = winograd.cheapest_tile(shape, machine)
     arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
     operands = _conv_operands(call, fused, machine)
@@ -200,7 +206,7 @@ def _joins_blocks(_call: relax.Call, widths: Sequence[int], _machine: Machine) -
 
 
 def _multiplies(call: relax.Call, _machine: Machine) -> float:
-    return (_matmul_shape if call.op.name == "relax.matmul" else _conv_shape)(call).multiplies
+    return (matmul_shape if call.op.name == "relax.matmul" else conv_shape)(call).multiplies
 
 
 TAIL: dict[str, Any] = {
@@ -215,7 +221,7 @@ MULTIPLIES = (
         "relax.matmul",
         _accepts_tile_matmul,
         _plan_tile_matmul,
-        lambda call, machine: tile_conv2d.cost(_matmul_shape(call), machine),
+        lambda call, machine: tile_conv2d.cost(matmul_shape(call), machine),
         **TAIL,
     ),
     Entry(("packed_weights",), "relax.matmul", _accepts_matmul, _plan_matmul, _multiplies, **TAIL),
@@ -224,7 +230,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_tile_conv2d,
         _plan_tile_conv2d,
-        lambda call, machine: tile_conv2d.cost(_conv_shape(call), machine),
+        lambda call, machine: tile_conv2d.cost(conv_shape(call), machine),
         adds=True,
         upsamples=True,
         joins=_joins_blocks,
@@ -234,7 +240,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_tile_winograd,
         _plan_tile_winograd,
-        lambda call, machine: tile_winograd.cost(_conv_shape(call), machine),
+        lambda call, machine: tile_winograd.cost(conv_shape(call), machine),
         adds=True,
         joins=_joins_blocks,
     ),
@@ -243,7 +249,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_winograd,
         _plan_winograd,
-        lambda call, machine: winograd.cheapest_tile(_conv_shape(call), machine)[1],
+        lambda call, machine: winograd.cheapest_tile(conv_shape(call), machine)[1],
         adds=True,
     ),
     Entry(
@@ -253,6 +259,6 @@ MULTIPLIES = (
         _plan_conv2d,
         _multiplies,
         adds=True,
-        joins=lambda call, _widths, _machine: _conv_shape(call).is_multiply,
+        joins=lambda call, _widths, _machine: conv_shape(call).is_multiply,
     ),
 )

@@ -20,7 +20,8 @@ def _accepts_attention(call: relax.Call, _is_weight: IsWeight, _machine: Machine
     return call.attrs.window_size is None and is_float32(*call.args)
 
 
-def _attention_shape(call: relax.Call) -> AttentionShape:
+def attention_shape(call: relax.Call) -> AttentionShape:
+    """Return the shape of ``nn.attention``."""
     query, key, value = call.args
     batch, queries, heads, size = static_shape(query)
     keys, value_size = static_shape(key)[1], static_shape(value)[-1]
@@ -30,17 +31,17 @@ def _attention_shape(call: relax.Call) -> AttentionShape:
 
 
 def _plan_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
-    shape = _attention_shape(call)
+    shape = attention_shape(call)
     arguments = (shape, machine.lanes, machine.registers)
     return Plan("flash_attention", flash_attention, arguments, lambda _builder: list(call.args), shape.output)
 
 
 def _accepts_tile_attention(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
-    return _accepts_attention(call, is_weight, machine) and tile_attention.accepts(_attention_shape(call), machine)
+    return _accepts_attention(call, is_weight, machine) and tile_attention.accepts(attention_shape(call), machine)
 
 
 def _plan_tile_attention(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
-    shape = _attention_shape(call)
+    shape = attention_shape(call)
     return Plan(
         "tile_attention",
         tile_attention.tile_attention,
@@ -65,31 +66,44 @@ def _plan_softmax(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
     return Plan("softmax", softmax, (*shape, machine), operands, shape)
 
 
-def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+def is_channels_last_group_norm(call: relax.Call) -> bool:
+    """Tell whether a GroupNorm is over the last axis' groups and all pixels, scaled and shifted."""
     rank = len(static_shape(call.args[0]))
     last = int(call.attrs.channel_axis) % rank == rank - 1
     spatial = [int(axis) % rank for axis in call.attrs.axes] == list(range(1, rank - 1))
-    return last and spatial and bool(call.attrs.center and call.attrs.scale) and is_float32(*call.args)
+    return last and spatial and bool(call.attrs.center and call.attrs.scale)
+
+
+def group_norm_shape(call: relax.Call) -> GroupNormShape:
+    """Return the shape of such a GroupNorm."""
+    batch, *spatial, channels = static_shape(call.args[0])
+    return GroupNormShape(batch, math.prod(spatial), channels, int(call.attrs.num_groups), float(call.attrs.epsilon))
+
+
+def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    return is_channels_last_group_norm(call) and is_float32(*call.args)
 
 
 def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
     data, gamma, beta = call.args
-    batch, *spatial, channels = static_shape(data)
-    pixels = math.prod(spatial)
-    flat = [batch, pixels, channels]
-    shape = GroupNormShape(batch, pixels, channels, int(call.attrs.num_groups), float(call.attrs.epsilon))
+    shape = group_norm_shape(call)
+    flat = [shape.batch, shape.pixels, shape.channels]
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        sources = [relax.op.reshape(x, [batch, pixels, static_shape(x)[-1]]) for x in fused.sources(data)]
+        sources = [relax.op.reshape(x, [*flat[:2], static_shape(x)[-1]]) for x in fused.sources(data)]
         return [*(builder.emit(source) for source in sources), gamma, beta]
 
     return Plan("group_norm", group_norm, (shape, fused.activation, machine, fused.widths), operands, flat)
 
 
-def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+def is_plain_layer_norm(call: relax.Call) -> bool:
+    """Tell whether a LayerNorm is over the last axis, scaled and shifted."""
     axes = [int(axis) % len(static_shape(call.args[0])) for axis in call.attrs.axes]
-    plain = bool(call.attrs.center and call.attrs.scale) and is_float32(*call.args)
-    return plain and axes == [len(static_shape(call.args[0])) - 1]
+    return bool(call.attrs.center and call.attrs.scale) and axes == [len(static_shape(call.args[0])) - 1]
+
+
+def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machine) -> bool:
+    return is_plain_layer_norm(call) and is_float32(*call.args)
 
 
 def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:

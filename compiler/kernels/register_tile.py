@@ -32,6 +32,11 @@ class Machine:
     winograd_tile: int | None = None
 
     @property
+    def dtype(self) -> str:
+        """The type that kernels take and give."""
+        return "float32"
+
+    @property
     def rows(self) -> int:
         """Rows of a register tile; a quarter of the registers is left for operands."""
         return (self.registers - self.registers // 4) // COLUMNS

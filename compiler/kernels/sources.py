@@ -13,12 +13,14 @@ from compiler.kernels.tir import Value, argument
 class Sources:
     """Arguments [..., widths[i]] that are read as one array [..., sum of widths]."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
-        self.widths = tuple(widths)
+    def __init__(self, widths: Sequence[int], dtype: str = "float32") -> None:
+        self.widths, self.dtype = tuple(widths), dtype
 
     def declare(self, leading: Sequence[int]) -> None:
         """Declare the arguments, the kernel's next ones; ``leading`` are their other extents."""
-        self.buffers = [argument(f"x_{index}", (*leading, width)) for index, width in enumerate(self.widths)]
+        self.buffers = [
+            argument(f"x_{index}", (*leading, width), self.dtype) for index, width in enumerate(self.widths)
+        ]
 
     def spans(self) -> list[tuple[Value, int, int]]:
         """Return each argument with its first channel of the whole and the one after its last."""

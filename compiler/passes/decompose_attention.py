@@ -9,16 +9,18 @@ import tvm
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from compiler.gpu.machine import Gpu
 from compiler.graph import is_op, static_shape
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import find
+from compiler.registry import find
 
 MASKED = np.float32(-1e30)  # finite, so that a row that is masked everywhere gives a number, not NaN
+SOFTMAX = "float32"  # its sums need more digits than 16 bits have
 
 
 @mutator
 class _Decomposer(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, machine: Machine, on: dict[str, bool]) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine | Gpu, on: dict[str, bool]) -> None:
         super().__init__(module)
         self.machine, self.on = machine, on
 
@@ -36,11 +38,15 @@ class _Decomposer(PyExprMutator):
         scores = emit(op.matmul(q, emit(op.permute_dims(key, [0, 2, 3, 1]))))
         if len(call.args) > 3:
             scores = emit(op.add(scores, call.args[3]))
+        if scores.ty.dtype != SOFTMAX:
+            scores = emit(op.astype(scores, SOFTMAX))
         if call.attrs.causal_mask is not None:
             offset = keys - queries if call.attrs.causal_mask == "BottomRight" else 0
             mask = np.triu(np.full((queries, keys), MASKED), k=1 + offset)
             scores = emit(op.add(scores, relax.const(mask)))
         weights = emit(op.nn.softmax(scores, axis=-1))
+        if weights.ty.dtype != value.ty.dtype:
+            weights = emit(op.astype(weights, value.ty.dtype))
         mixed = emit(op.matmul(weights, emit(op.permute_dims(value, [0, 2, 1, 3]))))
         return op.permute_dims(mixed, [0, 2, 1, 3])
 
@@ -49,7 +55,7 @@ class _Decomposer(PyExprMutator):
 class DecomposeAttention:
     """``nn.attention`` on [B, tokens, heads, size] -> matmul, softmax over the keys, matmul."""
 
-    def __init__(self, machine: Machine, on: dict[str, bool]) -> None:
+    def __init__(self, machine: Machine | Gpu, on: dict[str, bool]) -> None:
         self.machine = machine
         self.on = on
 

@@ -12,13 +12,14 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.costs import operator_flops, with_costs
+from compiler.gpu.machine import Gpu
 from compiler.graph import bindings, is_op, parameter_only, scalar_value, static_shape
 from compiler.kernels.activation import QUICK
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.plan import KERNEL, Added, Entry, Fused, Plan
 from compiler.kernels.register_tile import Machine
-from compiler.kernels.registry import find
 from compiler.kernels.tunable import make
+from compiler.registry import find
 
 BY_RECORD = " by record"  # behind the name of a kernel whose tiling a record chose
 
@@ -43,10 +44,10 @@ class _Match:
     joined: list[relax.Expr] = field(default_factory=list)
 
 
-def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
+def _addend_rows(addend: relax.Expr, result: list[int], dtype: str) -> int | None:
     """Return the rows of ``addend`` seen as a matrix whose rows repeat over those of ``result``, or None."""
     shape = static_shape(addend)
-    if len(shape) > len(result) or not shape or shape[-1] != result[-1] or addend.ty.dtype != "float32":
+    if len(shape) > len(result) or not shape or shape[-1] != result[-1] or addend.ty.dtype != dtype:
         return None
     leading = [1] * (len(result) - len(shape)) + shape[:-1]
     kept = 0
@@ -58,7 +59,7 @@ def _addend_rows(addend: relax.Expr, result: list[int]) -> int | None:
 class _Matcher:
     """Finds the operators of a function that kernels take, and their tails."""
 
-    def __init__(self, function: relax.Function, machine: Machine, on: dict[str, bool], used: set[str]) -> None:
+    def __init__(self, function: relax.Function, machine: Machine | Gpu, on: dict[str, bool], used: set[str]) -> None:
         self.machine, self.on, self.used = machine, on, used
         self.known = parameter_only(function)
         self.steps = bindings(function)
@@ -133,7 +134,7 @@ class _Matcher:
                 continue
             if not isinstance(addend, relax.Var) or addend.same_as(result):
                 continue
-            rows = _addend_rows(addend, static_shape(result))
+            rows = _addend_rows(addend, static_shape(result), self.machine.dtype)
             if rows is not None:
                 match.added.append((addend, rows))
                 self._absorb(match, result, [], step.var)
@@ -220,7 +221,7 @@ class _Matcher:
 
 @mutator
 class _Dispatcher(PyExprMutator):
-    def __init__(self, module: tvm.IRModule, machine: Machine, tilings: Tilings | None, used: set[str]) -> None:
+    def __init__(self, module: tvm.IRModule, machine: Machine | Gpu, tilings: Tilings | None, used: set[str]) -> None:
         super().__init__(module)
         self.machine = machine
         self.matches: dict[relax.Var, _Match] = {}
@@ -279,7 +280,9 @@ class Dispatch:
     ``used`` receives the names of the optimisations that were of use; ``tilings`` choose for kernels that can be tuned.
     """
 
-    def __init__(self, machine: Machine, on: dict[str, bool], used: set[str], tilings: Tilings | None = None) -> None:
+    def __init__(
+        self, machine: Machine | Gpu, on: dict[str, bool], used: set[str], tilings: Tilings | None = None
+    ) -> None:
         self.machine, self.on, self.used = machine, on, used
         self.tilings = tilings if on["tuned"] else None
 

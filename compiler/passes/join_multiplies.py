@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import tvm
 from tvm import relax
 
+from compiler.gpu.machine import Gpu
 from compiler.graph import static_shape
 from compiler.kernels.register_tile import Machine
 
 MOST = 3  # the context meets the keys and values of all layers, but once a picture
 
 
-def join_multiplies(machine: Machine) -> tvm.ir.transform.Pass:
+def join_multiplies(machine: Machine | Gpu) -> tvm.ir.transform.Pass:
     """Return a pass that joins the weights of such multiplies and splits the result.
 
     Only weights of the same shape in whole panels are joined: the kernel then writes the shares of the result itself.

@@ -7,12 +7,18 @@ pack a changed weight without torch and without the compiler.
 from __future__ import annotations
 
 import json
+import re
 
 import tvm
 import tvm_ffi
 from tvm import relax
 
 from compiler.graph import frontier, parameter_only, split_params, without
+
+
+def _variable(name: str, kind: relax.Type) -> relax.Var:
+    """Return a packed parameter; every language that code is generated in can spell it."""
+    return relax.Var(re.sub(r"\W", "_", name), kind)
 
 
 class _Packings:
@@ -72,7 +78,7 @@ def _lift(function: relax.Function, packings: _Packings) -> tuple[relax.Function
         else:
             packed, leaves = _extract(var, packing)
             name = packings.add(packed, [leaf.name for leaf in leaves], var.ty)
-        replaced[var] = new.setdefault(name, relax.Var(name, var.ty))
+        replaced[var] = new.setdefault(name, _variable(name, var.ty))
     inputs, _ = split_params(function)
     body = without(function, packing, replaced)
     return relax.Function([*inputs, *new.values()], body, function.ret_ty, True, function.attrs), new
@@ -93,7 +99,7 @@ class LiftPacking:
         functions = {g: f for g, f in module.functions_items() if not isinstance(f, relax.Function)}
         for variable, (function, used) in lifted.items():
             inputs, _ = split_params(function)
-            packed = [used[name] if name in used else relax.Var(name, kind) for name, kind in packings.types.items()]
+            packed = [used[name] if name in used else _variable(name, kind) for name, kind in packings.types.items()]
             functions[variable] = relax.Function(
                 [*inputs, *packed], function.body, function.ret_ty, True, function.attrs
             )

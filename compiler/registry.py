@@ -5,21 +5,24 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
+from compiler.gpu.machine import Gpu
+from compiler.gpu.plans import TENSOR_CORES
 from compiler.kernels.plan import Entry, IsWeight
 from compiler.kernels.plan_multiplies import MULTIPLIES
 from compiler.kernels.plan_rows import ROWS
 from compiler.kernels.plan_tokens import TOKENS
 from compiler.kernels.register_tile import Machine
 
-REGISTRY = (*MULTIPLIES, *ROWS, *TOKENS)
+CPU = (*MULTIPLIES, *ROWS, *TOKENS)
 
 
 def find(
-    call: relax.Expr, is_weight: IsWeight, machine: Machine, on: dict[str, bool], upsamples: bool = False
+    call: relax.Expr, is_weight: IsWeight, machine: Machine | Gpu, on: dict[str, bool], upsamples: bool = False
 ) -> Entry | None:
     """Return the cheapest entry that takes ``call``, of those whose optimisations are on, or that upsample as well."""
     if not isinstance(call, relax.Call) or not isinstance(call.op, tvm.ir.Op):
         return None
-    wanted = (e for e in REGISTRY if e.operator == call.op.name and all(on[name] for name in e.optimisations))
+    entries = TENSOR_CORES if isinstance(machine, Gpu) else CPU
+    wanted = (e for e in entries if e.operator == call.op.name and all(on[name] for name in e.optimisations))
     taking = [e for e in wanted if e.upsamples >= upsamples and e.accepts(call, is_weight, machine)]
     return min(taking, key=lambda entry: entry.cost(call, machine), default=None)
