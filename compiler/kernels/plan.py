@@ -9,7 +9,6 @@ from typing import Any
 from tvm import relax, tirx
 
 from compiler.graph import static_shape
-from compiler.kernels.register_tile import Machine
 
 IsWeight = Callable[[relax.Expr], bool]  # whether a value is known when parameters are packed
 KERNEL = "tvmerge.kernel"  # attribute of a kernel of ours: its name; such a function is in its final form
@@ -65,7 +64,7 @@ class Fused:
 
 @dataclass(frozen=True)
 class Entry:
-    """A kernel in the registry, used while all of ``optimisations`` are on.
+    """A kernel in the registry, used while all of ``optimisations`` are on. Its machine is a CPU's or a GPU's.
 
     ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
     operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations``,
@@ -75,15 +74,15 @@ class Entry:
 
     optimisations: tuple[str, ...]
     operator: str
-    accepts: Callable[[relax.Call, IsWeight, Machine], bool]
-    plan: Callable[[relax.Call, Fused, Machine], Plan]
-    cost: Callable[[relax.Call, Machine], float] = lambda _call, _machine: 0.0
+    accepts: Callable[[relax.Call, IsWeight, Any], bool]
+    plan: Callable[[relax.Call, Fused, Any], Plan]
+    cost: Callable[[relax.Call, Any], float] = lambda _call, _machine: 0.0
     adds: bool = False
     activations: tuple[str, ...] = ()
     upsamples: bool = False
     splits: bool = False
     fuses: str = ""
-    joins: Callable[[relax.Call, Sequence[int], Machine], bool] = lambda _call, _widths, _machine: False
+    joins: Callable[[relax.Call, Sequence[int], Any], bool] = lambda _call, _widths, _machine: False
 
 
 def is_float32(*values: relax.Expr) -> bool:

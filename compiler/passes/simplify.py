@@ -72,6 +72,7 @@ class Simplify:
     """
 
     def transform_module(self, module: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRModule:
+        module = relax.transform.CanonicalizeBindings()(module)  # else a tuple would hide what is in it
         simplifier = _Simplifier(module)
         for variable, function in module.functions_items():
             if isinstance(function, relax.Function):
