@@ -7,6 +7,7 @@ are, as they lie in registers, the left fragments of the second product. Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
@@ -22,12 +23,14 @@ from compiler.gpu.threads import (
     WARP,
     at,
     call,
+    fill,
     grid,
     join_lanes,
     registers,
     shared,
     store_pair,
     synchronise,
+    unrolled,
 )
 from compiler.kernels.flash_attention import AttentionShape
 from compiler.kernels.tir import Value, argument, prim_func
@@ -77,8 +80,8 @@ class _Attention:
 
     def _allocate(self) -> None:
         width = self.size + PADDING
-        self.q = shared((1, QUERIES, width), self.dtype)
-        self.k, self.v = (shared((self.stages, self.keys, width), self.dtype) for _ in range(2))
+        self.q = shared((1, QUERIES, width))
+        self.k, self.v = (shared((self.stages, self.keys, width)) for _ in range(2))
         self.left = registers(self.size // EDGE * LEFT, "uint32")
         self.weights = registers(LEFT, "uint32")
         self.right = registers(2 * RIGHT, "uint32")
@@ -120,15 +123,14 @@ class _Attention:
     def _start(self) -> None:
         call("tvmerge_wait<0>")
         synchronise()
-        for i in range(self.size // EDGE):
+        with unrolled(self.size // EDGE) as i:
             row = self.warp * EDGE + T.floormod(self.lane, EDGE)
             place = self._place(0, QUERIES, row, 2 * i + T.floordiv(self.lane, EDGE))
             call("tvmerge_load", at(self.left, i * LEFT), at(self.q, place))
-        for i in range(self.size // NARROW * SUMS):
-            T.buffer_store(self.sums, T.float32(0), [i])
+        fill(self.sums, 0.0)
+        fill(self.state, 0.0)
         for row in range(2):
             T.buffer_store(self.state, T.float32(MASKED), [row])
-            T.buffer_store(self.state, T.float32(0), [2 + row])
 
     def _block(self, key: Value, value: Value, step: Value) -> None:
         stage = T.bind(T.floormod(step, self.stages))
@@ -152,16 +154,14 @@ class _Attention:
 
     def _score(self, stage: Value) -> None:
         """Multiply queries and keys."""
-        for i in range(self.keys // NARROW * SUMS):
-            T.buffer_store(self.scores, T.float32(0), [i])
-        for i in range(self.size // EDGE):
-            for j in range(0, self.keys // NARROW, 2):
-                row = j * NARROW + T.floormod(self.lane, 8) + T.floordiv(self.lane, EDGE) * 8
-                chunk = 2 * i + T.floormod(T.floordiv(self.lane, 8), 2)
-                call("tvmerge_load", at(self.right, 0), at(self.k, self._place(stage, self.keys, row, chunk)))
-                for half in range(2):
-                    sums = at(self.scores, (j + half) * SUMS)
-                    self._multiply(sums, at(self.left, i * LEFT), at(self.right, half * RIGHT))
+        fill(self.scores, 0.0)
+        with unrolled(self.size // EDGE) as i, unrolled(self.keys // EDGE) as j:
+            row = j * EDGE + T.floormod(self.lane, 8) + T.floordiv(self.lane, EDGE) * 8
+            chunk = 2 * i + T.floormod(T.floordiv(self.lane, 8), 2)
+            call("tvmerge_load", at(self.right, 0), at(self.k, self._place(stage, self.keys, row, chunk)))
+            for half in range(2):
+                sums = at(self.scores, (2 * j + half) * SUMS)
+                self._multiply(sums, at(self.left, i * LEFT), at(self.right, half * RIGHT))
 
     def _multiply(self, sums: Value, left: Value, right: Value) -> None:
         call(f"tvmerge_multiply_{self.dtype}", sums, left, right)
@@ -171,49 +171,49 @@ class _Attention:
         s = self.shape
         if s.keys % self.keys == 0 and s.offset is None:
             return
-        for i in range(self.keys // NARROW * SUMS):
-            column = first + i // SUMS * NARROW + T.floormod(self.lane, QUAD) * 2 + i % 2
+        with unrolled(self.keys // NARROW * SUMS) as i:
+            column = first + T.floordiv(i, SUMS) * NARROW + T.floormod(self.lane, QUAD) * 2 + T.floormod(i, 2)
             seen = column < s.keys
             if s.offset is not None:
-                row = self.first + self.warp * EDGE + T.floordiv(self.lane, QUAD) + i % SUMS // 2 * 8
+                half = T.floordiv(T.floormod(i, SUMS), 2)
+                row = self.first + self.warp * EDGE + T.floordiv(self.lane, QUAD) + half * 8
                 seen = tirx.all(seen, column <= row + s.offset)
             T.buffer_store(self.scores, T.Select(seen, self.scores[i], T.float32(MASKED)), [i])
 
     def _weigh(self, row: int) -> None:
         """Turn the scores of a row into weights relative to its largest score so far, and scale what was summed."""
-        mine = [i for i in range(self.keys // NARROW * SUMS) if i % SUMS // 2 == row]
+        state, scores, largest, total, shrink = self.state, self.scores, row, 2 + row, 4 + row
         scale = T.float32(self.shape.scale * math.log2(math.e))
-        largest = self.state[row]
-        for i in mine:
-            largest = T.max(largest, self.scores[i])
-        shrink = 4 + row
-        T.buffer_store(self.state, self.state[row], [shrink])
-        T.buffer_store(self.state, largest, [row])
-        join_lanes(self.state, row, T.max, QUAD)
-        T.buffer_store(self.state, T.exp2((self.state[shrink] - self.state[row]) * scale), [shrink])
-        for i in mine:
-            T.buffer_store(self.scores, T.exp2((self.scores[i] - self.state[row]) * scale), [i])
-        total = self.state[2 + row] * self.state[shrink]
-        for i in mine:
-            total = total + self.scores[i]
-        T.buffer_store(self.state, total, [2 + row])
-        for i in range(self.size // NARROW * SUMS):
-            if i % SUMS // 2 == row:
-                T.buffer_store(self.sums, self.sums[i] * self.state[shrink], [i])
+
+        def each(register: Value, use: Callable[[Value], tuple[Value, Value, Value]]) -> None:
+            """Store ``use(index)``: where, what and at which index, for those of a register that are the row's."""
+            with unrolled(int(register.shape[0]) // 2) as i:
+                target, value, index = use(T.floordiv(i, 2) * SUMS + 2 * row + T.floormod(i, 2))
+                T.buffer_store(target, value, [index])
+
+        T.buffer_store(state, state[largest], [shrink])
+        each(scores, lambda i: (state, T.max(state[largest], scores[i]), largest))
+        join_lanes(state, largest, T.max, QUAD)
+        T.buffer_store(state, T.exp2((state[shrink] - state[largest]) * scale), [shrink])
+        T.buffer_store(state, state[total] * state[shrink], [total])
+        each(scores, lambda i: (scores, T.exp2((scores[i] - state[largest]) * scale), i))
+        each(scores, lambda i: (state, state[total] + scores[i], total))
+        each(self.sums, lambda i: (self.sums, self.sums[i] * state[shrink], i))
 
     def _mix(self, stage: Value) -> None:
         """Multiply weights and values."""
-        for i in range(self.keys // EDGE):
+        with unrolled(self.keys // EDGE) as i:
             for part in range(LEFT):
                 first = (2 * i + part // 2) * SUMS + part % 2 * 2
                 pair = T.call_extern("uint32", f"tvmerge_pair_{self.dtype}", self.scores[first], self.scores[first + 1])
                 T.buffer_store(self.weights, pair, [part])
-            for j in range(0, self.size // NARROW, 2):
+            with unrolled(self.size // EDGE) as j:
                 row = i * EDGE + T.floormod(self.lane, EDGE)
-                place = self._place(stage, self.keys, row, j + T.floordiv(self.lane, EDGE))
+                place = self._place(stage, self.keys, row, 2 * j + T.floordiv(self.lane, EDGE))
                 call("tvmerge_load_transposed", at(self.right, 0), at(self.v, place))
                 for half in range(2):
-                    self._multiply(at(self.sums, (j + half) * SUMS), at(self.weights, 0), at(self.right, half * RIGHT))
+                    sums = at(self.sums, (2 * j + half) * SUMS)
+                    self._multiply(sums, at(self.weights, 0), at(self.right, half * RIGHT))
 
     def _finish(self) -> None:
         s = self.shape
@@ -222,7 +222,7 @@ class _Attention:
             token = T.bind(self.first + self.warp * EDGE + T.floordiv(self.lane, QUAD) + row * 8)
             with T.If(token < s.queries), T.Then():
                 place = T.bind(((self.n * s.queries + token) * s.heads + self.head) * s.size)
-                for j in range(-(-s.size // NARROW)):
+                with unrolled(s.size // NARROW) as j:
                     low, high = (self.sums[j * SUMS + row * 2 + i] / self.state[2 + row] for i in range(2))
                     store_pair(self.y, place + j * NARROW + T.floormod(self.lane, QUAD) * 2, low, high)
 

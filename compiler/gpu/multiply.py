@@ -15,7 +15,7 @@ from tvm import tirx
 
 from compiler.gpu.machine import Gpu
 from compiler.gpu.product import Product, Tile
-from compiler.gpu.threads import Scalars, at, call, grid, store_pair
+from compiler.gpu.threads import Scalars, at, call, grid, store_pair, unrolled
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import GEGLU, Epilogue
 from compiler.kernels.sources import Sources
@@ -103,10 +103,11 @@ class _Tail(Epilogue):
         """Finish the sums of a tile and store them."""
         step = 2 if self.activation == GEGLU else 1
 
-        def finish(row: Value, pair: Callable[[int], list[Value]], column: Callable[[int], Value]) -> None:
+        def finish(row: Value, pair: Callable[[Value], list[Value]], column: Callable[[Value], Value]) -> None:
             index = T.bind(first_row + row)
             with T.If(index < self.rows), T.Then():
-                for j in range(0, product.along, step):
+                with unrolled(product.along // step) as fragment:
+                    j = fragment * step
                     sums = [T.bind(value) for i in range(step) for value in pair(j + i)]
                     write = self._write if step == 1 else self._write_gated
                     write(index, T.bind(first_column + column(j)), sums)

@@ -22,6 +22,7 @@ from compiler.gpu.threads import (
     WARP,
     at,
     call,
+    fill,
     registers,
     shared,
     synchronise,
@@ -76,12 +77,11 @@ class Product:
         self.sums = registers(self.across * self.along * SUMS)
         self.left = registers(self.across * LEFT, "uint32")
         self.right = registers(self.along * RIGHT, "uint32")
-        self.memory = [shared((tile.stages, rows, DEPTH), dtype) for rows in (tile.rows, tile.columns)]
+        self.memory = [shared((tile.stages, rows, DEPTH)) for rows in (tile.rows, tile.columns)]
 
     def run(self, left: Operand, right: Operand, depth: int) -> None:
         """Multiply over ``depth`` numbers."""
-        for index in range(self.across * self.along * SUMS):
-            T.buffer_store(self.sums, T.float32(0), [index])
+        fill(self.sums, 0.0)
         stages, steps = self.tile.stages, -(-depth // DEPTH)
         rows_at_once = self.tile.threads // CHUNKS
         sides = [(left, self.memory[0], self.tile.rows), (right, self.memory[1], self.tile.columns)]
@@ -106,7 +106,7 @@ class Product:
                 fetch(step + (stages - 1))
             call("tvmerge_commit")
             stage = T.bind(T.floormod(step, stages))
-            for half in range(DEPTH // EDGE):
+            with unrolled(DEPTH // EDGE) as half:
                 self._multiply(stage, half * (EDGE // CHUNK))
         call("tvmerge_wait<0>")
 
@@ -115,31 +115,31 @@ class Product:
         shuffled = T.bitwise_xor(chunk, T.floormod(T.floordiv(row, 2), CHUNKS))
         return (stage * rows + row) * DEPTH + shuffled * CHUNK
 
-    def _multiply(self, stage: Value, chunk: int) -> None:
+    def _multiply(self, stage: Value, chunk: Value) -> None:
         """Multiply 16 numbers of the reduction, from chunk ``chunk`` of a row."""
-        for i in range(self.across):
+        with unrolled(self.across) as i:
             row = self.first_row + i * EDGE + T.floormod(self.lane, EDGE)
             place = self._place(stage, self.tile.rows, row, chunk + T.floordiv(self.lane, EDGE))
             call("tvmerge_load", at(self.left, i * LEFT), at(self.memory[0], place))
-        for j in range(0, self.along, 2):
-            row = self.first_column + j * NARROW + T.floormod(self.lane, 8) + T.floordiv(self.lane, EDGE) * 8
+        with unrolled(self.along // 2) as pair:
+            row = self.first_column + pair * (2 * NARROW) + T.floormod(self.lane, 8) + T.floordiv(self.lane, EDGE) * 8
             place = self._place(stage, self.tile.columns, row, chunk + T.floormod(T.floordiv(self.lane, 8), 2))
-            call("tvmerge_load", at(self.right, j * RIGHT), at(self.memory[1], place))
-        for i in range(self.across):
-            for j in range(self.along):
+            call("tvmerge_load", at(self.right, pair * (2 * RIGHT)), at(self.memory[1], place))
+        with unrolled(self.across) as i:
+            with unrolled(self.along) as j:
                 sums = at(self.sums, (i * self.along + j) * SUMS)
                 call(f"tvmerge_multiply_{self.dtype}", sums, at(self.left, i * LEFT), at(self.right, j * RIGHT))
 
-    def each_row(self, use: Callable[[Value, Callable[[int], list[Value]], Callable[[int], Value]], None]) -> None:
+    def each_row(self, use: Callable[[Value, Callable[[Value], list[Value]], Callable[[Value], Value]], None]) -> None:
         """Run ``use(row, pair, column)`` for this thread's rows: of fragment j it has two sums from a column on."""
         with unrolled(2 * self.across) as index:
             row = self.first_row + T.floordiv(index, 2) * EDGE + T.floormod(index, 2) * 8 + T.floordiv(self.lane, 4)
             first = T.floordiv(index, 2) * (self.along * SUMS) + T.floormod(index, 2) * 2
 
-            def pair(j: int) -> list[Value]:
+            def pair(j: Value) -> list[Value]:
                 return [self.sums[first + j * SUMS], self.sums[first + j * SUMS + 1]]
 
-            def column(j: int) -> Value:
+            def column(j: Value) -> Value:
                 return self.first_column + j * NARROW + T.floormod(self.lane, 4) * 2
 
             use(T.bind(row), pair, column)

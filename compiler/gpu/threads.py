@@ -52,13 +52,19 @@ def registers(count: int, dtype: str = "float32") -> Value:
     return T.alloc_buffer((count,), dtype, scope="local", layout=None)
 
 
+def fill(register: Value, value: float) -> None:
+    """Set all of some registers to one number."""
+    with unrolled(int(register.shape[0])) as index:
+        T.buffer_store(register, T.float32(value), [index])
+
+
 def unrolled(count: int) -> Value:
     """Return a loop that nvcc unrolls, so that registers can be indexed by it."""
     return T.unroll(count, annotations={"pragma_unroll_explicit": False})
 
 
-def shared(shape: Sequence[int], dtype: str) -> Value:
-    """Allocate memory of the block."""
+def shared(shape: Sequence[int], dtype: str = "uint16") -> Value:
+    """Allocate memory of the block; numbers of 16 bits are but moved there, so their type does not matter."""
     return T.alloc_buffer(tuple(shape), dtype, scope="shared.dyn", layout=None)
 
 
