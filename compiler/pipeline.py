@@ -131,14 +131,25 @@ def optimise(
     used: set[str],
     tilings: Tilings | None = None,
 ) -> Iterator[tuple[str, tvm.IRModule]]:
-    """Run the passes and yield (phase, module) after each phase.
+    """Run the passes for a CPU, see ``run``; ``tilings``: see ``Dispatch``."""
+    return run(steps(cpu, on, used, tilings), module, cpu.target, on, used, debug_dir)
 
-    ``used`` receives the names of the optimisations that changed anything; ``tilings``: see ``Dispatch``. With
-    ``debug_dir`` the IR after each pass is
+
+def run(
+    passes: list[Step],
+    module: tvm.IRModule,
+    target: tvm.target.Target,
+    on: dict[str, bool],
+    used: set[str],
+    debug_dir: Path | None = None,
+) -> Iterator[tuple[str, tvm.IRModule]]:
+    """Run those of ``passes`` that are on and yield (phase, module) after each phase.
+
+    ``used`` receives the names of the optimisations that changed anything. With ``debug_dir`` the IR after each pass is
     written there, numbered and readable.
     """
-    planned = [step for step in steps(cpu, on, used, tilings) if step.optimisation is None or on[step.optimisation]]
-    with cpu.target:
+    planned = [step for step in passes if step.optimisation is None or on[step.optimisation]]
+    with target:
         for number, step in enumerate(planned, 1):
             before, module = module, step.run(module)
             if step.optimisation is not None and not tvm_ffi.structural_equal(before, module):
@@ -149,16 +160,3 @@ def optimise(
                 path.write_text(module.script(show_meta=False), encoding="utf-8")
             if number == len(planned) or planned[number].phase != step.phase:
                 yield step.phase, module
-
-
-def run(
-    planned: list[Step], module: tvm.IRModule, target: tvm.target.Target, on: dict[str, bool], used: set[str]
-) -> tvm.IRModule:
-    """Run those of the passes that are on and return what becomes of ``module``; ``used``: see ``optimise``."""
-    with target:
-        for step in planned:
-            if step.optimisation is None or on[step.optimisation]:
-                before, module = module, step.run(module)
-                if step.optimisation is not None and not tvm_ffi.structural_equal(before, module):
-                    used.add(step.optimisation)
-    return module

@@ -39,9 +39,10 @@ def _part(module: tvm.IRModule, names: set[str]) -> tvm.IRModule:
 def lower(traced: Traced, gpu: Gpu, on: dict[str, bool], used: set[str]) -> Lowered:
     """Run all passes on ``traced``; ``used`` receives the names of the optimisations that changed anything."""
     target = gpu_target(gpu)
-    module = run(gpu_front(gpu, on, used), traced.module, target, on, used)
+    *_, (_, module) = run(gpu_front(gpu, on, used), traced.module, target, on, used)
     names = {v.name_hint for v, f in module.functions_items() if isinstance(f, relax.Function)}
     packing = {name for name in names if name.startswith(PACK)}
-    functions = run(gpu_back(), _part(module, names - packing), target, on, used)
+    *_, (_, functions) = run(gpu_back(), _part(module, names - packing), target, on, used)
     host = tvm.target.Target("llvm")
-    return Lowered(functions, run(packing_back(), _part(module, packing), host, on, used))
+    *_, (_, packed) = run(packing_back(), _part(module, packing), host, on, used)
+    return Lowered(functions, packed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,14 +19,14 @@ from compiler.graph import static_shape
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.flash_attention import AttentionShape
-from compiler.kernels.group_norm import GroupNormShape
 from compiler.kernels.plan import Entry, Fused, IsWeight, Plan
 from compiler.kernels.plan_multiplies import conv_shape, matmul_shape, plain_conv2d
 from compiler.kernels.plan_rows import (
     attention_shape,
-    group_norm_shape,
     is_channels_last_group_norm,
     is_plain_layer_norm,
+    plan_group_norm,
+    plan_layer_norm,
 )
 
 
@@ -119,33 +120,8 @@ def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> boo
     return is_channels_last_group_norm(call) and _is_narrow(gpu, *call.args)
 
 
-def _plan_group_norm(call: relax.Call, fused: Fused, gpu: Gpu) -> Plan:
-    data, gamma, beta = call.args
-    shape: GroupNormShape = group_norm_shape(call)
-    flat = [shape.batch, shape.pixels]
-
-    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        sources = [relax.op.reshape(x, [*flat, static_shape(x)[-1]]) for x in fused.sources(data)]
-        return [*(builder.emit(source) for source in sources), gamma, beta]
-
-    arguments = (shape, fused.activation, gpu, fused.widths)
-    return Plan("group_norm", group_norm, arguments, operands, [*flat, shape.channels], dtype=gpu.dtype)
-
-
 def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> bool:
     return is_plain_layer_norm(call) and _is_narrow(gpu, *call.args)
-
-
-def _plan_layer_norm(call: relax.Call, _fused: Fused, gpu: Gpu) -> Plan:
-    data, gamma, beta = call.args
-    *leading, channels = static_shape(data)
-    rows = math.prod(leading)
-
-    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        return [builder.emit(relax.op.reshape(data, [rows, channels])), gamma, beta]
-
-    arguments = (rows, channels, float(call.attrs.epsilon), gpu)
-    return Plan("layer_norm", layer_norm, arguments, operands, [rows, channels], dtype=gpu.dtype)
 
 
 TENSOR_CORES = (
@@ -174,10 +150,15 @@ TENSOR_CORES = (
         ("fused_groupnorm",),
         "relax.nn.group_norm",
         _accepts_group_norm,
-        _plan_group_norm,
+        functools.partial(plan_group_norm, make=group_norm),
         activations=("silu",),
         fuses="fused_groupnorm",
         joins=lambda _call, _widths, _gpu: True,
     ),
-    Entry(("fused_layernorm",), "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
+    Entry(
+        ("fused_layernorm",),
+        "relax.nn.layer_norm",
+        _accepts_layer_norm,
+        functools.partial(plan_layer_norm, make=layer_norm),
+    ),
 )

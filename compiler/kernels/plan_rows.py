@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
-from tvm import relax
+from tvm import relax, tirx
 
 from compiler.graph import static_shape
 from compiler.kernels import tile_attention
@@ -84,7 +87,8 @@ def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machin
     return is_channels_last_group_norm(call) and is_float32(*call.args)
 
 
-def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+def plan_group_norm(call: relax.Call, fused: Fused, machine: Any, make: Callable[..., tirx.PrimFunc]) -> Plan:
+    """Plan the GroupNorm that ``make`` makes for a CPU or a GPU."""
     data, gamma, beta = call.args
     shape = group_norm_shape(call)
     flat = [shape.batch, shape.pixels, shape.channels]
@@ -93,7 +97,8 @@ def _plan_group_norm(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
         sources = [relax.op.reshape(x, [*flat[:2], static_shape(x)[-1]]) for x in fused.sources(data)]
         return [*(builder.emit(source) for source in sources), gamma, beta]
 
-    return Plan("group_norm", group_norm, (shape, fused.activation, machine, fused.widths), operands, flat)
+    arguments = (shape, fused.activation, machine, fused.widths)
+    return Plan("group_norm", make, arguments, operands, flat, dtype=machine.dtype)
 
 
 def is_plain_layer_norm(call: relax.Call) -> bool:
@@ -106,7 +111,8 @@ def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, _machine: Machin
     return is_plain_layer_norm(call) and is_float32(*call.args)
 
 
-def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
+def plan_layer_norm(call: relax.Call, _fused: Fused, machine: Any, make: Callable[..., tirx.PrimFunc]) -> Plan:
+    """Plan the LayerNorm that ``make`` makes for a CPU or a GPU."""
     data, gamma, beta = call.args
     *leading, channels = static_shape(data)
     rows = math.prod(leading)
@@ -115,7 +121,7 @@ def _plan_layer_norm(call: relax.Call, _fused: Fused, machine: Machine) -> Plan:
         return [builder.emit(relax.op.reshape(data, [rows, channels])), gamma, beta]
 
     arguments = (rows, channels, float(call.attrs.epsilon), machine)
-    return Plan("layer_norm", layer_norm, arguments, operands, [rows, channels])
+    return Plan("layer_norm", make, arguments, operands, [rows, channels], dtype=machine.dtype)
 
 
 ROWS = (
@@ -132,10 +138,15 @@ ROWS = (
         ("fused_groupnorm",),
         "relax.nn.group_norm",
         _accepts_group_norm,
-        _plan_group_norm,
+        functools.partial(plan_group_norm, make=group_norm),
         activations=("silu",),
         fuses="fused_groupnorm",
         joins=lambda _call, widths, machine: all(width % machine.lanes == 0 for width in widths),
     ),
-    Entry(("fused_layernorm",), "relax.nn.layer_norm", _accepts_layer_norm, _plan_layer_norm),
+    Entry(
+        ("fused_layernorm",),
+        "relax.nn.layer_norm",
+        _accepts_layer_norm,
+        functools.partial(plan_layer_norm, make=layer_norm),
+    ),
 )

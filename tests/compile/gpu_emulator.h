@@ -173,22 +173,25 @@ inline void tvmerge_wait() {
     for (const emulator::Copy& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
 }
 
+namespace emulator {
+inline const Warp& show_address(const void* shared) {
+  check_aligned(shared, 16);
+  warp().address[lane()] = shared;
+  wait_for_warp();
+  return warp();
+}
+}  // namespace emulator
+
 inline void tvmerge_load(unsigned* words, const void* shared) {
-  emulator::check_aligned(shared, 16);
-  emulator::Warp& warp = emulator::warp();
+  const emulator::Warp& warp = emulator::show_address(shared);
   const int lane = emulator::lane();
-  warp.address[lane] = shared;
-  emulator::wait_for_warp();
   for (int i = 0; i < 4; ++i) words[i] = static_cast<const unsigned*>(warp.address[8 * i + lane / 4])[lane % 4];
   emulator::wait_for_warp();
 }
 
 inline void tvmerge_load_transposed(unsigned* words, const void* shared) {
-  emulator::check_aligned(shared, 16);
-  emulator::Warp& warp = emulator::warp();
+  const emulator::Warp& warp = emulator::show_address(shared);
   const int lane = emulator::lane();
-  warp.address[lane] = shared;
-  emulator::wait_for_warp();
   for (int i = 0; i < 4; ++i) {
     words[i] = 0;
     for (int high = 0; high < 2; ++high) {
