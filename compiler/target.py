@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
+from utils.config import check_target
 from utils.cpu import host_instruction_sets, instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError, choose
 
-KINDS = ("auto", "llvm", "cuda")
 TILES = ("amx-tile", "amx-bf16")  # LLVM's names
 DOT = "avx512bf16"
 
@@ -56,12 +56,8 @@ def resolve_target(text: str, dtype: str = "float32") -> Cpu:
     Raises:
         UserError: an unknown name, JSON that is no TVM target, an unknown CPU, cuda, or bfloat16 on a CPU that can't.
     """
-    if text.lstrip().startswith("{"):
-        options = _parse_json(text)
-    elif choose("--target", text, KINDS) == "cuda":
-        raise UserError("--target cuda is not supported by this version; use --target llvm")
-    else:
-        options = _host()
+    check_target(text)
+    options = _parse_json(text) if text.lstrip().startswith("{") else _host()
     options.setdefault("num-cores", physical_cores())
     _check_triple_and_cpu(options)
     try:

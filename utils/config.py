@@ -16,6 +16,7 @@ DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
 CPU_DTYPES = ("float32", "bfloat16")
+TARGETS = ("auto", "llvm", "cuda")
 WINOGRAD_TILES = ("2", "4", "6")
 TOME_PARTS = ("attn", "crossattn", "mlp")
 ATTENTIONS = ("math", "sdpa", "xformers")
@@ -41,6 +42,16 @@ def _check_writable(name: str, folder: Path) -> None:
         raise UserError(f"{name} {folder}: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{name} {folder}: no permission to write in {parent}")
+
+
+def check_target(text: str) -> None:
+    """Check the value of --target, of which JSON is left to whoever knows TVM.
+
+    Raises:
+        UserError: an unknown name, or cuda.
+    """
+    if not text.lstrip().startswith("{") and choose("--target", text, TARGETS) == "cuda":
+        raise UserError("--target cuda is not supported by this version; use --target llvm")
 
 
 def _check_picture_name(name: str) -> None:
@@ -116,6 +127,7 @@ class BuildConfig:
         _check_size("--height", self.height)
         _check_size("--width", self.width)
         _check_range("--batch-size", self.batch_size, 1, 64)
+        check_target(self.target)
         choose("--dtype", self.dtype, CPU_DTYPES)
         if self.winograd_tile is not None:
             choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)

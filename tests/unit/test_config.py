@@ -251,3 +251,9 @@ def test_what_token_merging_is_asked_for():
     assert asked() is None and asked("--apply-tome") == TokenMerging(0.5, ("attn",), 1, (2, 2))
     every = ("--tome-ratio", "0", "--tome-merge", "mlp, attn", "--tome-max-downsample", "4", "--tome-sx", "3")
     assert asked("--apply-tome", *every) == TokenMerging(0.0, ("attn", "mlp"), 4, (2, 3))
+
+
+@pytest.mark.parametrize("target", ["cuda", "llvn", ""])
+def test_a_target_that_can_not_be_had_is_refused_before_what_was_built_is_looked_for(target):
+    with pytest.raises(UserError, match="--target"):
+        BuildConfig(target=target)
