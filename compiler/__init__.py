@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from compiler.lock import locked
-from compiler.optimisations import enabled
+from compiler.optimisations import chosen
 from compiler.staging import check_output
 from models.source import check_model
 from runtime.artifact import write_manifest
@@ -24,7 +24,7 @@ def build(config: BuildConfig) -> Path:
     Raises:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
     """
-    enabled(config.disable, config.dtype)
+    chosen(config)
     check_output(config.output_dir)
     check_model(config.model)
     with locked("--output-dir", config.output_dir, "builds", "leave --no-wait out to wait" if config.no_wait else None):

@@ -5,43 +5,35 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import tvm
 
 from compiler.cache import Plan, place, share_parameters, store
+from compiler.destination import Destination, destination
 from compiler.facts import REST, versions
-from compiler.native import Native, compile_component
+from compiler.native import Native
 from compiler.package import write_component
 from compiler.staging import staged
-from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.trace import trace
-from compiler.tuning.records import Records, usable
-from compiler.verify import verify
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.components import Component, components
 from runtime import artifact
-from runtime.engine import Engine, set_num_threads
+from runtime.engine import set_num_threads
 from utils import units
 from utils.config import BuildConfig
 from utils.files import folder_size
 
 
-def _shares(seconds: dict[str, float], origins: dict[str, str]) -> dict[str, float]:
-    """Return the share of time by origin; what is no kernel (allocation, views) counts as "other"."""
-    shares: dict[str, float] = defaultdict(float)
-    for symbol, value in seconds.items():
-        shares[origins.get(symbol, "other")] += value
-    total = sum(shares.values()) or 1.0
-    return {origin: round(value / total, 4) for origin, value in sorted(shares.items(), key=lambda item: -item[1])}
-
-
 def _manifest(
-    config: BuildConfig, plan: Plan, checkpoint: Checkpoint, cpu: Cpu, size: tuple[int, int], tokenizer: artifact.File
+    config: BuildConfig,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    where: Destination,
+    size: tuple[int, int],
+    tokenizer: artifact.File,
 ) -> Callable[[dict[str, artifact.Component]], artifact.Manifest]:
     """Return a function that makes the manifest from what only the build's end knows."""
 
@@ -51,9 +43,9 @@ def _manifest(
             model_name=checkpoint.name,
             model_digest=checkpoint.digest,
             default_prompt=checkpoint.default_prompt,
-            target={str(key): cpu.target.attrs[key] for key in ("mcpu",) if key in cpu.target.attrs} | {"kind": "llvm"},
-            cpu_features=cpu.features,
-            dtype=config.dtype,
+            target=where.target,
+            cpu_features=where.features,
+            dtype=config.precision,
             height=size[0],
             width=size[1],
             batch_size=config.batch_size,
@@ -73,14 +65,14 @@ def _manifest(
 
 
 def _compile(
-    component: Component, cpu: Cpu, config: BuildConfig, plan: Plan, folder: Path, records: Records
+    component: Component, where: Destination, config: BuildConfig, plan: Plan, folder: Path
 ) -> tuple[artifact.Component, Native]:
     print(f"{component.name}: to be built, {plan.reasons[component.name]}", flush=True)
     times = [time.perf_counter()]
     traced = trace(component)
     times.append(time.perf_counter())
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
-    native = compile_component(traced, cpu, plan.on, debug_dir, records)
+    native = where.compile(traced, plan.on, debug_dir)
     times.append(time.perf_counter())
     entry = write_component(traced, native, folder, plan.facts[component.name])
     times.append(time.perf_counter())
@@ -92,28 +84,6 @@ def _compile(
         flush=True,
     )
     return replace(entry, build_seconds=times[-1] - times[0]), native
-
-
-def _verified(
-    component: Component, entry: artifact.Component, native: Native, engine: Engine, dtype: str
-) -> artifact.Component:
-    start = time.perf_counter()
-    parity = verify(component, engine, dtype)
-    seconds = time.perf_counter() - start
-    shares = _shares(parity.seconds, native.origins)
-    print(
-        f"{component.name}: verified in {units.seconds(seconds)}: "
-        + ", ".join(f"{name} {value:.1f} dB" for name, value in parity.psnr.items())
-        + "; time: "
-        + ", ".join(f"{origin} {share:.1%}" for origin, share in shares.items()),
-        flush=True,
-    )
-    return replace(
-        entry,
-        psnr={k: round(v, 2) for k, v in parity.psnr.items()},
-        time_share=shares,
-        build_seconds=round(entry.build_seconds + seconds, 1),
-    )
 
 
 def _take(name: str, plan: Plan, config: BuildConfig, folder: Path) -> artifact.Component:
@@ -131,32 +101,27 @@ def build(config: BuildConfig, plan: Plan) -> Path:
         UserError: for any mistake in the flags or the checkpoint, and when parity fails. Nothing is saved then.
     """
     start = time.perf_counter()
-    cpu = resolve_target(config.target, config.dtype)
-    require_runs_here(cpu)
-    cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
+    where = destination(config)
     torch.set_num_threads(set_num_threads(config.num_threads))
     checkpoint = load_checkpoint(config.model)
     size = checkpoint.size(config.height, config.width)
-    print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {cpu.target.attrs.get('mcpu', 'llvm')}", flush=True)
+    print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {where.label}", flush=True)
     parts = components(checkpoint, *size, config.batch_size, config.merging)
-    records, used = usable(config.database_dir, cpu)
-    print(used, flush=True)
     with staged(config.output_dir) as folder:
         (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
-        make = _manifest(config, plan, checkpoint, cpu, size, artifact.describe(folder / artifact.TOKENIZER, folder))
+        make = _manifest(config, plan, checkpoint, where, size, artifact.describe(folder / artifact.TOKENIZER, folder))
         built, natives = {}, {}
         for part in parts:
             if part.name in plan.found:
                 built[part.name] = _take(part.name, plan, config, folder)
             else:
-                built[part.name], natives[part.name] = _compile(part, cpu, config, plan, folder, records)
+                built[part.name], natives[part.name] = _compile(part, where, config, plan, folder)
                 if config.enable_cache:
                     share_parameters(built[part.name], folder)
         artifact.write_manifest(make(built), folder)
         unverified = artifact.Artifact(folder)
         for part in (part for part in parts if part.name in natives):
-            engine = Engine(unverified, part.name, tvm.cpu())
-            built[part.name] = _verified(part, built[part.name], natives[part.name], engine, config.dtype)
+            built[part.name] = where.verified(part, built[part.name], natives[part.name], unverified)
         artifact.write_manifest(make(built), folder)
     if config.enable_cache:
         store(artifact.Artifact(config.output_dir), list(natives))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.facts import REST, Facts, facts
-from compiler.optimisations import enabled
+from compiler.optimisations import chosen
 from compiler.staging import is_running
 from runtime.artifact import Artifact, Component, decode
 from utils import units
@@ -50,7 +50,7 @@ class Built:
 
     def is_whole(self) -> bool:
         """Tell whether the files are there and unaltered."""
-        files = {self.folder / file.path: file for file in (self.component.library, self.component.parameters)}
+        files = {self.folder / file.path: file for file in self.component.files()}
         try:
             found = known_digests(list(files))
         except OSError:
@@ -93,7 +93,7 @@ def make_plan(config: BuildConfig) -> Plan:
     Raises:
         UserError: the checkpoint can't be read.
     """
-    wanted, on = facts(config), enabled(config.disable, config.dtype)
+    wanted, on = facts(config), chosen(config)
     names = [name for name in wanted if name != REST]
     if not config.enable_cache or config.enable_debug:
         why = "--enable-debug shows how" if config.enable_debug else "--enable-cache is 0"
@@ -138,7 +138,7 @@ def _link(source: Path, target: Path) -> None:
 
 def place(built: Built, folder: Path) -> Component:
     """Put the files of a component into ``folder``, at the same paths, and return its entry in the manifest."""
-    for file in (built.component.library, built.component.parameters):
+    for file in built.component.files():
         _link(built.folder / file.path, folder / file.path)
     return built.component
 
@@ -173,8 +173,7 @@ def store(artifact: Artifact, names: list[str]) -> None:
         )
         folder = cache_folder() / "components" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         temporary = folder.with_name(f".{folder.name}-{os.getpid()}")
-        files = (component.library, component.parameters)
-        digests |= {artifact.path(file): file.sha256 for file in files}
+        digests |= {artifact.path(file): file.sha256 for file in component.files()}
         with contextlib.suppress(OSError):
             try:
                 place(Built(artifact.folder, component, {}), temporary)

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
 from tvm import relax, tirx
 from tvm.relax import vm_build
 
+from runtime.artifact import Launch
 from utils.cpu import available_cores
 from utils.progress import progress
 
 CHUNK = 6  # kernels an object file
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """The kernels of a GPU: a file of machine code, to be copied, and how each of them is launched, by symbol."""
+
+    path: Path
+    launches: dict[str, Launch]
 
 
 class NativeCode:
@@ -35,11 +45,16 @@ class NativeCode:
         self._executable.export_library(str(library), addons=[str(path) for path in self._objects])
 
 
+def bytecode(builder: relax.ExecBuilder, module: tvm.IRModule) -> tvm.IRModule:
+    """Give ``builder`` the Relax functions of ``module`` and return the functions in TensorIR."""
+    left = vm_build._vmcodegen(builder, module, "bytecode")
+    return tvm.IRModule({v: f for v, f in left.functions_items() if isinstance(f, tirx.PrimFunc)})
+
+
 def generate(name: str, module: tvm.IRModule, target: tvm.target.Target) -> NativeCode:
     """Generate native code for a module that the pipeline has lowered; ``name`` labels the progress bar."""
     builder = relax.ExecBuilder()
-    kernels = list(vm_build._vmcodegen(builder, module, "bytecode").functions_items())
-    kernels = [(variable, function) for variable, function in kernels if isinstance(function, tirx.PrimFunc)]
+    kernels = list(bytecode(builder, module).functions_items())
     chunks = [tvm.IRModule(dict(kernels[start : start + CHUNK])) for start in range(0, len(kernels), CHUNK)]
     folder = tempfile.TemporaryDirectory(prefix="tvmerge-")
 

@@ -19,9 +19,9 @@ from utils.cpu import cpu_name, host_instruction_sets, physical_cores
 VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
 SOURCES = ("compiler", "models")
 TOUCHES = {
-    "text_encoder": ("dtype", "batch_size"),
-    "unet": ("dtype", "batch_size", "height", "width", "winograd_tile"),
-    "vae_decoder": ("dtype", "batch_size", "height", "width", "winograd_tile"),
+    "text_encoder": ("batch_size",),
+    "unet": ("batch_size", "height", "width", "winograd_tile"),
+    "vae_decoder": ("batch_size", "height", "width", "winograd_tile"),
 }
 REST = "artifact"  # what no component depends on, but the manifest does
 Facts = dict[str, str]
@@ -32,15 +32,18 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONS}
 
 
-def _target(text: str) -> str:
-    if text.lstrip().startswith("{"):
-        return f"{text.strip()} on {physical_cores()} cores"
+def _target(config: BuildConfig) -> str:
+    if config.gpu is not None:
+        return config.gpu
+    if config.target.lstrip().startswith("{"):
+        return f"{config.target.strip()} on {physical_cores()} cores"
     return " ".join([cpu_name(), f"{physical_cores()} cores", *(host_instruction_sets() or ())])
 
 
 def _sources() -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+    paths = (path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".cuh"))
+    for path in sorted(paths):
         digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -73,9 +76,10 @@ def facts(config: BuildConfig) -> dict[str, Facts]:
     """
     model = digests(config.model)
     common = {
-        "--target": _target(config.target),
+        "--target": _target(config),
+        "--dtype": config.precision,
         "sources of compiler/ and models/": _sources(),
-        "records of --database-dir": _records(config.database_dir),
+        "records of --database-dir": "" if config.gpu else _records(config.database_dir),
         "library versions": " ".join([str(SCHEMA), *versions().values()]),
     }
     found = {REST: {"--model": model[REST]}}

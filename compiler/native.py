@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tvm
 from tvm import relax
 
-from compiler.codegen import NativeCode, generate
+from compiler.codegen import MachineCode, NativeCode, generate
 from compiler.costs import kernels
 from compiler.graph import split_params
 from compiler.passes.dispatch import Tilings
@@ -27,12 +28,14 @@ ShapeAndType = tuple[list[int], str]
 class Native:
     """A compiled component.
 
-    ``packing`` says how each packed parameter is made and ``packed_types`` what it is, both in the order in which every
-    function takes them; ``functions`` are the manifest's; ``kernels`` are all kernels by symbol, those that pack
-    parameters too. ``used`` names the optimisations that changed anything.
+    ``code`` is the library; for a GPU, ``device`` is the machine code of the kernels that it launches. ``packing`` says
+    how each packed parameter is made and ``packed_types`` what it is, both in the order in which every function takes
+    them; ``functions`` are the manifest's; ``kernels`` are all kernels by symbol, those that pack parameters too.
+    ``used`` names the optimisations that changed anything.
     """
 
     code: NativeCode
+    device: MachineCode | None
     packing: dict[str, Packing]
     packed_types: dict[str, ShapeAndType]
     functions: dict[str, FunctionType]
@@ -88,26 +91,32 @@ def _functions(traced: Traced, module: tvm.IRModule) -> dict[str, FunctionType]:
     return found
 
 
+def described(
+    traced: Traced,
+    phases: Mapping[str, tvm.IRModule],
+    code: NativeCode,
+    device: MachineCode | None,
+    used: set[str],
+    seconds: float,
+) -> Native:
+    """Return a component and what its modules, as they were after each of ``phases``, tell of it."""
+    dispatched = phases["dispatch"]
+    packing = {name: Packing(**entry) for name, entry in json.loads(str(dispatched.attrs["packing"])).items()}
+    functions = _functions(traced, dispatched)
+    _, parameters = split_params(dispatched[next(iter(functions))])
+    packed_types = {name: _tensor(var.ty) for name, var in zip(packing, parameters, strict=True)}
+    called = kernels(phases["rest"], functions)
+    lowered = phases["lower"]
+    functions = {name: replace(kind, workspace=_workspace(lowered[name])) for name, kind in functions.items()}
+    return Native(code, device, packing, packed_types, functions, called, sorted(used), seconds)
+
+
 def compile_component(
     traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, tilings: Tilings | None = None
 ) -> Native:
     """Run the pipeline on ``traced`` and generate native code for ``cpu``; ``tilings``: see ``Dispatch``."""
     start = time.perf_counter()
-    functions: dict[str, FunctionType] = {}
-    packing: dict[str, Packing] = {}
-    packed_types: dict[str, ShapeAndType] = {}
-    called: dict[str, Kernel] = {}
     used: set[str] = set()
-    module = traced.module
-    for phase, compiled in optimise(traced.module, cpu, on, debug_dir, used, tilings):
-        module = compiled
-        if phase == "dispatch":
-            packing = {name: Packing(**entry) for name, entry in json.loads(str(module.attrs["packing"])).items()}
-            functions = _functions(traced, module)
-            _, parameters = split_params(module[next(iter(functions))])
-            packed_types = {name: _tensor(var.ty) for name, var in zip(packing, parameters, strict=True)}
-        if phase == "rest":
-            called = kernels(module, functions)
-    functions = {name: replace(kind, workspace=_workspace(module[name])) for name, kind in functions.items()}
-    code = generate(traced.name, module, cpu.target)
-    return Native(code, packing, packed_types, functions, called, sorted(used), time.perf_counter() - start)
+    phases = dict(optimise(traced.module, cpu, on, debug_dir, used, tilings))
+    code = generate(traced.name, phases["lower"], cpu.target)
+    return described(traced, phases, code, None, used, time.perf_counter() - start)

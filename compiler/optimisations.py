@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from utils.config import BuildConfig
 from utils.errors import UserError, choose
 
 OPTIMISATIONS = {
@@ -35,3 +36,12 @@ def enabled(disable: str, dtype: str = "float32") -> dict[str, bool]:
     if dtype == "bfloat16" and not all(on[name] for name in BFLOAT16_NEEDS):
         raise UserError(f"--disable {disable}: --dtype bfloat16 needs {' and '.join(BFLOAT16_NEEDS)}")
     return on
+
+
+def chosen(config: BuildConfig) -> dict[str, bool]:
+    """Return which optimisations are on in a build; a GPU's 16 bits need none of them.
+
+    Raises:
+        UserError: see ``enabled``.
+    """
+    return enabled(config.disable, config.precision if config.gpu is None else "float32")

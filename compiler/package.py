@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tvm import relax
 
 from compiler.native import Native
 from compiler.trace import Traced
-from runtime.artifact import Component, describe
+from runtime.artifact import Component, DeviceCode, describe
 from runtime.parameters import write_parameters
 from utils.progress import progress
 
@@ -37,6 +38,11 @@ def write_component(traced: Traced, native: Native, folder: Path, facts: dict[st
     library = folder / f"{traced.name}.so"
     native.code.export(library)
     machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+    device = None
+    if native.device is not None:
+        code = folder / f"{traced.name}.cubin"
+        shutil.copy2(native.device.path, code)
+        device = DeviceCode(describe(code, folder), native.device.launches)
     parameters = folder / "params" / f"{traced.name}.safetensors"
     parameters.parent.mkdir(exist_ok=True)
     packed = _packed(traced.name, machine, native, traced.parameters)
@@ -53,4 +59,5 @@ def write_component(traced: Traced, native: Native, folder: Path, facts: dict[st
         build_seconds=0.0,
         optimisations=native.used,
         facts=facts,
+        device=device,
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import dataclass
 
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
-from utils.config import check_target
 from utils.cpu import host_instruction_sets, instruction_sets, permit_tiles, physical_cores
 from utils.errors import UserError, choose
+from utils.targets import parse_target
 
 TILES = ("amx-tile", "amx-bf16")  # LLVM's names
 DOT = "avx512bf16"
@@ -54,10 +53,11 @@ def resolve_target(text: str, dtype: str = "float32") -> Cpu:
     """Turn the values of --target and --dtype into a CPU target.
 
     Raises:
-        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, cuda, or bfloat16 on a CPU that can't.
+        UserError: an unknown name, JSON that is no TVM target, an unknown CPU, or bfloat16 on a CPU that can't.
     """
-    check_target(text)
-    options = _parse_json(text) if text.lstrip().startswith("{") else _host()
+    options = parse_target(text)
+    if options is None:
+        options = _host()
     options.setdefault("num-cores", physical_cores())
     _check_triple_and_cpu(options)
     try:
@@ -102,13 +102,3 @@ def _check_triple_and_cpu(options: dict) -> None:
     if "mcpu" in options:
         known = [str(name) for name in codegen.llvm_get_cpu_archlist(Target({"kind": "llvm", **machine}))]
         choose("--target mcpu", str(options["mcpu"]), known)
-
-
-def _parse_json(text: str) -> dict:
-    try:
-        options = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--target {text}: not valid JSON ({error})") from None
-    kind = options.get("kind")
-    choose("--target kind", str(kind), ("llvm",))
-    return options

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from models.components import Component
+from models.components import Component, Function
 from runtime.clock import KernelClock, spans
 from runtime.engine import Engine
-from runtime.quality import psnr
+from runtime.quality import FLOOR, psnr
 from utils.errors import UserError
-
-FLOOR = {"float32": 60.0, "float16": 35.0, "bfloat16": 35.0}  # dB
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,12 @@ class Parity:
 
     psnr: dict[str, float]
     seconds: dict[str, float]
+
+
+def reference(component: Component, function: Function) -> np.ndarray:
+    """Return what PyTorch makes of a function's example inputs."""
+    with torch.no_grad():
+        return component.module(*(value for _, value in function.inputs)).numpy()
 
 
 def verify(component: Component, engine: Engine, dtype: str) -> Parity:
@@ -40,9 +45,7 @@ def verify(component: Component, engine: Engine, dtype: str) -> Parity:
         result = engine(function.name, *(value.numpy() for value in inputs))
         for name, start, end in spans(clock.readings()):
             seconds[name] += end - start
-        with torch.no_grad():
-            reference = component.module(*inputs).numpy()
-        measured[function.name] = psnr(reference, result)
+        measured[function.name] = psnr(reference(component, function), result)
         if not measured[function.name] >= FLOOR[dtype]:
             raise UserError(
                 f"{component.name}.{function.name}: PSNR {measured[function.name]:.1f} dB against PyTorch is below the "

@@ -16,7 +16,7 @@ import utils.decoding
 from utils.digests import known_digests, remember, sha256
 from utils.errors import UserError
 
-SCHEMA = 6
+SCHEMA = 7
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 
@@ -80,6 +80,22 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How the host launches a GPU kernel: the types of its arguments, and which launch parameters follow them."""
+
+    arguments: list[str]
+    parameters: list[str]
+
+
+@dataclass(frozen=True)
+class DeviceCode:
+    """The kernels of a component for a GPU: their machine code (a cubin) and how each is launched, by symbol."""
+
+    code: File
+    launches: dict[str, Launch]
+
+
+@dataclass(frozen=True)
 class Component:
     """One compiled part: functions x shapes over one parameter file.
 
@@ -88,6 +104,9 @@ class Component:
     time by record, kernel and rule. ``build_seconds`` were spent on tracing, compiling, writing and verifying it, in
     whichever build that was. ``optimisations`` names those that changed it, and ``facts`` what else decided it:
     both tell whether it has to be built anew.
+
+    For a GPU, ``library`` holds what the host does and ``device`` the kernels. ``psnr`` and ``time_share`` are empty
+    where the build had no GPU; ``references`` has inputs and PyTorch's outputs, which the first run on one compares.
     """
 
     library: File
@@ -101,6 +120,13 @@ class Component:
     build_seconds: float
     optimisations: list[str]
     facts: dict[str, str]
+    device: DeviceCode | None = None
+    references: File | None = None
+
+    def files(self) -> list[File]:
+        """Return the files of the component."""
+        others = [None if self.device is None else self.device.code, self.references]
+        return [self.library, self.parameters, *(file for file in others if file is not None)]
 
     def flops(self, function: str) -> int:
         """Return the FLOPs of one call of ``function``, without those of its context."""
@@ -134,6 +160,11 @@ class Manifest:
     token_merging: dict[str, Any] | None
     versions: dict[str, str]
     facts: dict[str, str]
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the components run on a GPU."""
+        return self.target.get("kind") == "cuda"
 
 
 def decode(kind: Any, value: Any, where: str) -> Any:
@@ -190,7 +221,7 @@ class Artifact:
     def files(self) -> list[File]:
         """Return every file that the manifest names."""
         components = self.manifest.components.values()
-        return [self.manifest.tokenizer, *(f for c in components for f in (c.library, c.parameters))]
+        return [self.manifest.tokenizer, *(file for component in components for file in component.files())]
 
     def _check_file(self, file: File) -> None:
         path = self.folder / file.path

@@ -12,6 +12,7 @@ import tvm
 from tvm import relax
 
 from runtime.artifact import Artifact, Manifest, TensorType
+from runtime.gpu import add_kernels, is_out_of_memory, require_gpu
 from runtime.library import is_whole
 from runtime.parameters import map_parameters
 from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
@@ -41,20 +42,20 @@ def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
     """Return the device for --device.
 
     Raises:
-        UserError: no GPU is present, the artifact is for another device, or this CPU lacks an instruction set.
+        UserError: the artifact is for another device, or this CPU lacks an instruction set; or see ``require_gpu``.
     """
-    built_for = "cuda" if manifest.target.get("kind") == "cuda" else "cpu"
-    if "cuda" in (flag, built_for) and not tvm.cuda().exist:
-        raise UserError(f"--device {flag}: no CUDA device was found here; use an artifact built for the cpu")
+    built_for = "cuda" if manifest.on_gpu else "cpu"
     if flag not in ("auto", built_for):
         raise UserError(f"--device {flag}: this artifact was built for {built_for}; build with another --target")
+    if manifest.on_gpu:
+        return require_gpu(manifest)
     host = host_instruction_sets()
     missing = sorted(set(manifest.cpu_features) - set(host)) if host is not None else []
     if missing:
         raise UserError(f"this CPU lacks {', '.join(missing)}, which the artifact needs; build it on this machine")
     if "amxtile" in manifest.cpu_features and not permit_tiles():
         raise UserError("the system does not permit AMX, which the artifact needs; build it on this machine")
-    return tvm.device(built_for)
+    return tvm.cpu()
 
 
 class Engine:
@@ -77,14 +78,37 @@ class Engine:
         if not is_whole(library):
             raise UserError(f"{library} can't be loaded here (it was cut short); build the artifact again")
         try:
-            self._machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+            loaded = tvm.runtime.load_module(str(library))
+            if self.description.device is not None:
+                add_kernels(loaded, self.description.device, artifact.path(self.description.device.code))
+            self._machine = relax.VirtualMachine(loaded, device)
         except (OSError, ValueError, RuntimeError, AttributeError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise UserError(f"{library} can't be loaded here ({reason}); build the artifact on this machine") from None
         mapped = map_parameters(parameters)
         if absent := [name for name in self.description.packing if name not in mapped]:
             raise UserError(f"{parameters} lacks {absent[0]}; build the artifact again")
-        self._parameters = [tvm.runtime.from_dlpack(mapped[name]) for name in self.description.packing]
+        self._parameters = self._placed([mapped[name] for name in self.description.packing])
+
+    def _placed(self, parameters: list[np.ndarray]) -> list[tvm.runtime.Tensor]:
+        """Return the parameters on the device: the CPU uses them where they are mapped."""
+        if self.description.device is None:
+            return [tvm.runtime.from_dlpack(parameter) for parameter in parameters]
+        try:
+            return [tvm.runtime.tensor(parameter, self.device) for parameter in parameters]
+        except RuntimeError as error:
+            raise self._refused("parameters", error) from error
+
+    def _refused(self, what: str, error: Exception) -> UserError:
+        if is_out_of_memory(error):
+            return UserError(
+                f"the GPU's memory ran out at {self.component}.{what}; free some, or build with less --height, --width "
+                "or --batch-size"
+            )
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
+        return UserError(
+            f"{self.component}.{what} does not take what the artifact has for it ({reason}); build it again"
+        )
 
     def __call__(self, function: str, *inputs: np.ndarray) -> np.ndarray:
         """Run ``function`` on arrays of the manifest's shapes and dtypes. It must have one output."""
@@ -121,16 +145,14 @@ class Engine:
         """Call a function of the library with all parameters.
 
         Raises:
-            UserError: it does not take them: the manifest or the parameter file is not the one it was built with.
+            UserError: it does not take them: the manifest or the parameter file is not the one it was built with. Or
+                the GPU's memory ran out.
         """
         try:
             with undisturbed() if self._observed else contextlib.nullcontext(), self._around(function):
                 return self._machine[function](*tensors, *self._parameters)
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:REASON]
-            raise UserError(
-                f"{self.component}.{function} does not take what the artifact has for it ({reason}); build it again"
-            ) from error
+            raise self._refused(function, error) from error
 
     def _tensor(self, function: str, expected: TensorType, value: np.ndarray) -> tvm.runtime.Tensor:
         """Copy an input to the device."""

@@ -86,7 +86,8 @@ class Pipeline:
 
         self.manifest = artifact.manifest
         check_functions(self.manifest)
-        _require_memory(self.manifest)
+        if not self.manifest.on_gpu:
+            _require_memory(self.manifest, available_memory())
         self.tokenizer = Tokenizer(artifact.path(self.manifest.tokenizer))
         (_, length) = self.manifest.components["text_encoder"].functions["encode"].inputs[0].shape
         if self.tokenizer.length != length:
@@ -95,8 +96,14 @@ class Pipeline:
                 "build the artifact again"
             )
         target = engine.resolve_device(device, self.manifest)
+        if self.manifest.on_gpu:
+            _require_memory(self.manifest, target.available_global_memory)
         self.num_threads = engine.set_num_threads(num_threads)
         self.engines = {name: engine.Engine(artifact, name, target) for name in FUNCTIONS}
+        if self.manifest.on_gpu:
+            from runtime.verification import verify_once
+
+            verify_once(artifact, self.engines, target.device_name)
         self.batch_size, *latent_shape = self.manifest.components["unet"].functions["unguided"].inputs[0].shape
         self.latent_shape = tuple(latent_shape)
         self.encode = functools.lru_cache(KEPT_PROMPTS)(self._encode)
@@ -173,12 +180,11 @@ class Pipeline:
         return pictures
 
 
-def _require_memory(manifest: Manifest) -> None:
-    """Refuse an artifact that this machine would run out of memory with."""
+def _require_memory(manifest: Manifest, available: int | None) -> None:
+    """Refuse an artifact that the machine, or its GPU, would run out of memory with; ``available`` are bytes."""
     components = manifest.components.values()
     parameters = sum(component.parameters.size for component in components)
     tensors = sum(max((f.workspace for f in component.functions.values()), default=0) for component in components)
-    available = available_memory()
     if available is not None and parameters + tensors > available:
         raise UserError(
             f"the artifact takes {units.size(parameters)} of memory for parameters, {units.size(tensors)} for tensors, "

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+FLOOR = {"float32": 60.0, "float16": 35.0, "bfloat16": 35.0}  # dB, that a component is accepted from
 EQUAL = 200.0  # dB, in place of infinity, which JSON lacks
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from utils.command_line import existing_parent, flag, flag_name
 from utils.errors import UserError, choose
+from utils.gpu import ARCHS
+from utils.targets import gpu_arch, precision
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO_CHECKPOINT = ROOT / "demo" / "checkpoint"
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("float32", "float16", "bfloat16")
-CPU_DTYPES = ("float32", "bfloat16")
-TARGETS = ("auto", "llvm", "cuda")
 WINOGRAD_TILES = ("2", "4", "6")
 TOME_PARTS = ("attn", "crossattn", "mlp")
 ATTENTIONS = ("math", "sdpa", "xformers")
@@ -42,16 +42,6 @@ def _check_writable(name: str, folder: Path) -> None:
         raise UserError(f"{name} {folder}: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise UserError(f"{name} {folder}: no permission to write in {parent}")
-
-
-def check_target(text: str) -> None:
-    """Check the value of --target, of which JSON is left to whoever knows TVM.
-
-    Raises:
-        UserError: an unknown name, or cuda.
-    """
-    if not text.lstrip().startswith("{") and choose("--target", text, TARGETS) == "cuda":
-        raise UserError("--target cuda is not supported by this version; use --target llvm")
 
 
 def _check_picture_name(name: str) -> None:
@@ -92,13 +82,20 @@ class BuildConfig:
         "checkpoint: a folder in the diffusers layout, a single .safetensors file, a hub id, or random:tiny|sd15|sd21 "
         "for seeded random weights",
     )
-    target: str = flag("auto", "auto, llvm (this CPU), cuda, or a TVM target as JSON")
+    target: str = flag("auto", "auto (cuda where a GPU is present, else llvm), llvm, cuda, or a TVM target as JSON")
+    cuda_arch: str | None = flag(
+        None, f"architecture of the GPU that code is for: {', '.join(ARCHS)} (default: the one that is here)"
+    )
     output_dir: Path = flag(Path("artifacts"), "folder of the artifact")
     height: int | None = flag(None, "height in pixels, a multiple of 8 (default: the checkpoint's own)")
     width: int | None = flag(None, "width in pixels, a multiple of 8 (default: the checkpoint's own)")
     batch_size: int = flag(1, "pictures made by one call")
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
-    dtype: str = flag("float32", "float32, or bfloat16: weights of half the size, multiplied by AMX or avx512_bf16")
+    dtype: str | None = flag(
+        None,
+        "on a CPU float32, or bfloat16: weights of half the size, multiplied by AMX or avx512_bf16; on cuda float16 or "
+        "bfloat16 (default: float32, on cuda float16)",
+    )
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     apply_tome: bool = flag(False, "merge similar tokens before self-attention: faster, at a cost in quality")
     tome_ratio: float | None = flag(None, "share of tokens to merge, 0 to 0.75 (default: 0.5)")
@@ -127,10 +124,8 @@ class BuildConfig:
         _check_size("--height", self.height)
         _check_size("--width", self.width)
         _check_range("--batch-size", self.batch_size, 1, 64)
-        check_target(self.target)
-        choose("--dtype", self.dtype, CPU_DTYPES)
-        if self.winograd_tile is not None:
-            choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
+        precision(self.gpu, self.dtype)
+        self._check_kernels()
         self._check_merging()
         if self.database_dir.exists() and not self.database_dir.is_dir():
             raise UserError(f"--database-dir {self.database_dir} is a file; name a folder")
@@ -143,9 +138,26 @@ class BuildConfig:
         _check_writable("--output-dir", self.output_dir)
 
     @property
+    def gpu(self) -> str | None:
+        """The architecture of the GPU that code is made for, as in "sm_90", or None where it is for a CPU."""
+        return gpu_arch(self.target, self.cuda_arch)
+
+    @property
+    def precision(self) -> str:
+        """What multiplies are computed in."""
+        return precision(self.gpu, self.dtype)
+
+    @property
     def tunes(self) -> bool:
         """Whether any time or trial is given to tuning."""
         return self.tune_minutes > 0 or self.tune_trials > 0
+
+    def _check_kernels(self) -> None:
+        if self.winograd_tile is not None:
+            choose("--winograd-tile", str(self.winograd_tile), WINOGRAD_TILES)
+        for name, given in (("--winograd-tile", self.winograd_tile is not None), ("--tune-minutes", self.tunes)):
+            if given and self.gpu is not None:
+                raise UserError(f"{name} does nothing for cuda in this version; leave it out, or use --target llvm")
 
     def _tome_parts(self) -> list[str]:
         return [part.strip() for part in ("attn" if self.tome_merge is None else self.tome_merge).split(",")]

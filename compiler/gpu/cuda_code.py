@@ -10,19 +10,12 @@ import tvm
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from runtime.artifact import Launch
 from utils.errors import UserError
 
 INTRINSICS = Path(__file__).with_name("intrinsics.cuh")
 SOURCE = "cuda"
 LEFT_TO_NVCC = {"tirx.disable_cse_tir": True}  # TVM's own binds values that its later passes refuse
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How the host launches a kernel: the types of its arguments, and which launch parameters follow them."""
-
-    arguments: list[str]
-    parameters: list[str]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from compiler.lock import locked
-from compiler.optimisations import enabled
+from compiler.optimisations import chosen
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.tuning.measure import Workshop
 from compiler.tuning.records import Writer, target_name
@@ -34,7 +34,7 @@ def tune_model(config: BuildConfig) -> None:
         UserError: the tracker does not answer, the checkpoint can't be read, the database can't be written, or
             somebody else tunes into it.
     """
-    cpu = resolve_target(config.target, config.dtype)
+    cpu = resolve_target(config.target, config.precision)
     require_runs_here(cpu)
     cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
     folder = config.database_dir / target_name(cpu)
@@ -46,7 +46,7 @@ def tune_model(config: BuildConfig) -> None:
         size = checkpoint.size(config.height, config.width)
         found: dict[tuple[str, str], Task] = {}
         for part in components(checkpoint, *size, config.batch_size, config.merging):
-            for task in tasks(part, cpu, enabled(config.disable, config.dtype)):
+            for task in tasks(part, cpu, chosen(config)):
                 before = found.get(task.key)
                 found[task.key] = task if before is None else replace(task, calls=task.calls + before.calls)
         with _workshop(config, cpu) as workshop:

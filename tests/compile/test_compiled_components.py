@@ -4,9 +4,9 @@ import pytest
 from small_component import after, parity
 from written_module import operators
 
-from compiler.verify import FLOOR
 from models.checkpoint import load_checkpoint
 from models.components import components, vae_encoder
+from runtime.quality import FLOOR
 
 
 @pytest.fixture(scope="module")

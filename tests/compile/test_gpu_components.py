@@ -20,10 +20,9 @@ from compiler.gpu.native import Lowered, gpu_target, lower
 from compiler.kernels.plan import KERNEL
 from compiler.optimisations import enabled
 from compiler.trace import Traced, trace
-from compiler.verify import FLOOR
 from models.checkpoint import load_checkpoint
 from models.components import Component, components
-from runtime.quality import psnr
+from runtime.quality import FLOOR, psnr
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's headers are needed")
 GPU = Gpu("sm_80", "float16")

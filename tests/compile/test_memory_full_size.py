@@ -8,10 +8,9 @@ import pytest
 import torch
 from small_component import block_component, load, save
 
-from compiler.verify import FLOOR
 from models.checkpoint import load_checkpoint
 from models.components import components
-from runtime.quality import psnr
+from runtime.quality import FLOOR, psnr
 from utils.config import ROOT
 
 PEAK = """

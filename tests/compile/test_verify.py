@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from small_component import block_component, load, save
 
-from compiler.verify import FLOOR, verify
+from compiler.verify import verify
 from runtime import artifact
 from runtime.parameters import write_parameters
-from runtime.quality import psnr
+from runtime.quality import FLOOR, psnr
 from utils.errors import UserError
 
 

@@ -10,7 +10,7 @@ from fake_artifact import write_artifact
 from compiler import cache
 from compiler.cache import Built, entries, make_plan, place, share_parameters, store
 from compiler.facts import REST, facts
-from compiler.optimisations import enabled
+from compiler.optimisations import chosen
 from runtime.artifact import Artifact, write_manifest
 from utils.config import BuildConfig
 
@@ -41,7 +41,7 @@ def built(folder, **flags):
         )
         for name, component in manifest.components.items()
     }
-    on = enabled(asked.disable, asked.dtype)
+    on = chosen(asked)
     write_manifest(dataclasses.replace(manifest, components=components, facts=wanted[REST], optimisations=on), folder)
     return Artifact(folder)
 

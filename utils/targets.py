@@ -1,0 +1,87 @@
+"""--target, --cuda-arch and --dtype: which machine code is for and what it computes in, told without TVM."""
+
+from __future__ import annotations
+
+import json
+
+from utils.errors import UserError, choose
+from utils.gpu import ARCHS, nearest_arch, present_arch
+
+TARGETS = ("auto", "llvm", "cuda")
+KINDS = ("llvm", "cuda")
+CPU_DTYPES = ("float32", "bfloat16")
+GPU_DTYPES = ("float16", "bfloat16")
+OLDEST_BFLOAT16 = "sm_80"
+
+
+def parse_target(text: str) -> dict | None:
+    """Return the options of a TVM target in JSON, or None for a name.
+
+    Raises:
+        UserError: an unknown name, no JSON, or JSON of another kind.
+    """
+    if not text.lstrip().startswith("{"):
+        choose("--target", text, TARGETS)
+        return None
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--target {text}: not valid JSON ({error})") from None
+    choose("--target kind", str(options.get("kind")), KINDS)
+    return options
+
+
+def gpu_arch(target: str, cuda_arch: str | None) -> str | None:
+    """Return the architecture of the GPU that code is made for, or None where it is for a CPU.
+
+    Raises:
+        UserError: an unknown architecture, none given nor present, or one given for a CPU.
+    """
+    if cuda_arch is not None:
+        choose("--cuda-arch", cuda_arch, ARCHS)
+    options = parse_target(target)
+    if options is not None and options["kind"] == "cuda":
+        return _of_json(target, options, cuda_arch)
+    if options is not None or target == "llvm":
+        if cuda_arch is not None:
+            raise UserError("--cuda-arch does nothing without --target cuda; add it, or leave --cuda-arch out")
+        return None
+    if cuda_arch is not None:
+        return cuda_arch
+    present = present_arch()
+    found = None if present is None else nearest_arch(present)
+    if found is None and target == "cuda":
+        why = "no GPU was found here" if present is None else f"the GPU here is {present}, which has no kernels yet"
+        raise UserError(f"--target cuda: {why}; name an architecture by --cuda-arch: {', '.join(ARCHS)}")
+    return found
+
+
+def _of_json(target: str, options: dict, cuda_arch: str | None) -> str:
+    if extra := sorted(set(options) - {"kind", "arch"}):
+        raise UserError(f"--target {target}: {extra[0]} is not known for cuda, which takes kind and arch")
+    arch = options.get("arch", cuda_arch)
+    if arch is None:
+        raise UserError(
+            f"--target {target}: name an architecture, as in {json.dumps({'kind': 'cuda', 'arch': 'sm_90'})}"
+        )
+    if cuda_arch not in (None, arch):
+        raise UserError(f"--cuda-arch {cuda_arch} and --target {target} differ; leave one of them out")
+    return choose("--target arch", str(arch), ARCHS)
+
+
+def precision(arch: str | None, dtype: str | None) -> str:
+    """Return what is computed in, --dtype or the usual: float32, or float16 on a GPU of the architecture ``arch``.
+
+    Raises:
+        UserError: the machine can't.
+    """
+    choices = CPU_DTYPES if arch is None else GPU_DTYPES
+    if dtype is None:
+        return choices[0]
+    if dtype not in choices and dtype in CPU_DTYPES + GPU_DTYPES:
+        where = "a CPU" if arch is None else "cuda"
+        raise UserError(f"--dtype {dtype} is not to be had on {where}; use {' or '.join(choices)}")
+    choose("--dtype", dtype, choices)
+    if arch is not None and dtype == "bfloat16" and int(arch[3:]) < int(OLDEST_BFLOAT16[3:]):
+        raise UserError(f"--dtype bfloat16 needs {OLDEST_BFLOAT16} or newer; use float16")
+    return dtype
