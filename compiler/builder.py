@@ -72,7 +72,7 @@ def _compile(
     traced = trace(component)
     times.append(time.perf_counter())
     debug_dir = folder / "debug" / component.name if config.enable_debug else None
-    native = where.compile(traced, plan.on, debug_dir)
+    native = where.compile(component, traced, plan.on, debug_dir)
     times.append(time.perf_counter())
     entry = write_component(traced, native, folder, plan.facts[component.name])
     times.append(time.perf_counter())

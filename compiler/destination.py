@@ -27,7 +27,7 @@ from runtime.parameters import write_parameters
 from runtime.verification import OUTPUT, parity
 from utils import units
 from utils.config import BuildConfig
-from utils.gpu import present_arch, runs_on
+from utils.gpu import has_bfloat16, present_arch, runs_on
 from utils.progress import say
 
 Shares = dict[str, float]
@@ -58,8 +58,8 @@ class Destination(ABC):
     features: list[str]
 
     @abstractmethod
-    def compile(self, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
-        """Compile a component."""
+    def compile(self, component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
+        """Compile a component that was traced."""
 
     @abstractmethod
     def verified(
@@ -90,7 +90,7 @@ class ForCpu(Destination):
         self.records, used = usable(config.database_dir, self.cpu)
         say(used)
 
-    def compile(self, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
+    def compile(self, _component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
         return compile_component(traced, self.cpu, on, debug_dir, self.records)
 
     def verified(
@@ -121,8 +121,17 @@ class ForGpu(Destination):
         present = present_arch()
         self.is_here = present is not None and runs_on(arch, present)
 
-    def compile(self, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
-        return gpu_native.compile_component(traced, self.gpu, on, debug_dir)
+    def compile(self, component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
+        gpu = self._in_range(component)
+        if gpu != self.gpu:
+            say(f"{component.name}: in {gpu.dtype}, as its configuration says that it overflows {self.gpu.dtype}")
+        return gpu_native.compile_component(traced, gpu, on, debug_dir)
+
+    def _in_range(self, component: Component) -> Gpu:
+        """Return the GPU with a type that holds all that ``component`` computes, bfloat16 where it has that."""
+        if not component.overflows or self.gpu.dtype != "float16":
+            return self.gpu
+        return replace(self.gpu, dtype="bfloat16" if has_bfloat16(self.gpu.arch) else "float32")
 
     def verified(
         self, component: Component, entry: artifact.Component, native: Native, unverified: artifact.Artifact

@@ -110,7 +110,7 @@ def gpu_front(gpu: Gpu, on: dict[str, bool], used: set[str]) -> list[Step]:
         Step("graph", transform.EliminateCommonSubexpr()),
         Step("graph", Simplify()),
     ]
-    return [*_graph(), *narrow, *_dispatch(gpu, on, used, None)]
+    return [*_graph(), *(narrow if gpu.is_narrow else []), *_dispatch(gpu, on, used, None)]
 
 
 def gpu_back() -> list[Step]:

@@ -32,11 +32,15 @@ class Function:
 
 @dataclass(frozen=True, eq=False)
 class Component:
-    """A module and the functions it is compiled into. All of them use the same parameters."""
+    """A module and the functions it is compiled into. All of them use the same parameters.
+
+    Where ``overflows``, float16 can't hold all that it computes.
+    """
 
     name: str
     module: nn.Module
     functions: tuple[Function, ...]
+    overflows: bool = False
 
 
 class TextEncoder(nn.Module):
@@ -135,7 +139,12 @@ def components(
     return [
         Component("text_encoder", TextEncoder(checkpoint).eval(), (Function("encode", (("ids", ids),)),)),
         Component("unet", UNet(checkpoint).eval(), (unet("guided", 2 * batch_size), unet("unguided", batch_size))),
-        Component("vae_decoder", VaeDecoder(checkpoint).eval(), (Function("decode", (("latent", latent),)),)),
+        Component(
+            "vae_decoder",
+            VaeDecoder(checkpoint).eval(),
+            (Function("decode", (("latent", latent),)),),
+            overflows=bool(checkpoint.vae.config.get("force_upcast", True)),
+        ),
     ]
 
 

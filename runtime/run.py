@@ -23,6 +23,7 @@ from schedulers import Scheduler
 from utils import units
 from utils.config import RunConfig
 from utils.cpu import cpu_name
+from utils.errors import UserError
 from utils.memory import peak_memory
 from utils.progress import progress, say
 
@@ -121,6 +122,8 @@ def run(config: RunConfig) -> None:
         schedulers.resolve_label(config.scheduler_label)
     with seconds.measure("load"):
         artifact = Artifact(config.artifacts_dir, config.verify)
+        if config.enable_profiling and artifact.manifest.on_gpu:
+            raise UserError("--enable-profiling: kernels on a GPU can't be timed by this version; leave it out")
         request = make_request(config, artifact.manifest)
         scheduler = request.scheduler(artifact.manifest)  # refuses before anything big is loaded
         pipeline = Pipeline(artifact, config.device, config.num_threads)

@@ -41,6 +41,11 @@ def runs_on(built: str, present: str) -> bool:
     return major == other and minor <= newest
 
 
+def has_bfloat16(arch: str) -> bool:
+    """Tell whether tensor cores multiply bfloat16: from compute capability 8.0 on."""
+    return int(arch[3:]) >= 80
+
+
 def nearest_arch(present: str) -> str | None:
     """Return the newest of ``ARCHS`` whose code runs on a GPU of the architecture ``present``."""
     return max((arch for arch in ARCHS if runs_on(arch, present)), default=None)

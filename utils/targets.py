@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 
 from utils.errors import UserError, choose
-from utils.gpu import ARCHS, nearest_arch, present_arch
+from utils.gpu import ARCHS, has_bfloat16, nearest_arch, present_arch
 
 TARGETS = ("auto", "llvm", "cuda")
 KINDS = ("llvm", "cuda")
 CPU_DTYPES = ("float32", "bfloat16")
 GPU_DTYPES = ("float16", "bfloat16")
-OLDEST_BFLOAT16 = "sm_80"
 
 
 def parse_target(text: str) -> dict | None:
@@ -82,6 +81,6 @@ def precision(arch: str | None, dtype: str | None) -> str:
         where = "a CPU" if arch is None else "cuda"
         raise UserError(f"--dtype {dtype} is not to be had on {where}; use {' or '.join(choices)}")
     choose("--dtype", dtype, choices)
-    if arch is not None and dtype == "bfloat16" and int(arch[3:]) < int(OLDEST_BFLOAT16[3:]):
-        raise UserError(f"--dtype bfloat16 needs {OLDEST_BFLOAT16} or newer; use float16")
+    if arch is not None and dtype == "bfloat16" and not has_bfloat16(arch):
+        raise UserError(f"--dtype bfloat16 needs sm_80 or newer, not {arch}; use float16")
     return dtype

@@ -13,12 +13,17 @@ MULTIPROCESSORS = {"sm_75": 40, "sm_80": 108, "sm_86": 82, "sm_89": 128, "sm_90"
 
 @dataclass(frozen=True)
 class Gpu:
-    """The architecture that code is made for ("sm_90"), and the 16-bit type that it multiplies."""
+    """The architecture that code is made for ("sm_90"), and the type that it multiplies, of 16 bits or float32."""
 
     arch: str
     dtype: str
 
     winograd_tile: ClassVar[None] = None  # a product is cheaper
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the type is one of tensor cores; float32 is left to TVM's rules."""
+        return self.dtype != "float32"
 
     @property
     def shared(self) -> int:

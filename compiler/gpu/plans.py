@@ -31,7 +31,7 @@ from compiler.kernels.plan_rows import (
 
 
 def _is_narrow(gpu: Gpu, *values: relax.Expr) -> bool:
-    return all(value.ty.dtype == gpu.dtype for value in values)
+    return gpu.is_narrow and all(value.ty.dtype == gpu.dtype for value in values)
 
 
 def _weights(builder: relax.BlockBuilder, weight: relax.Expr, gated: bool) -> relax.Expr:
@@ -117,7 +117,7 @@ def _plan_attention(call: relax.Call, _fused: Fused, gpu: Gpu) -> Plan:
 
 
 def _accepts_group_norm(call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> bool:
-    return is_channels_last_group_norm(call) and _is_narrow(gpu, *call.args)
+    return is_channels_last_group_norm(call) and gpu.is_narrow
 
 
 def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> bool:

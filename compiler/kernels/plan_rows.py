@@ -94,8 +94,9 @@ def plan_group_norm(call: relax.Call, fused: Fused, machine: Any, make: Callable
     flat = [shape.batch, shape.pixels, shape.channels]
 
     def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
-        sources = [relax.op.reshape(x, [*flat[:2], static_shape(x)[-1]]) for x in fused.sources(data)]
-        return [*(builder.emit(source) for source in sources), gamma, beta]
+        values = [builder.emit(relax.op.astype(x, machine.dtype)) for x in (*fused.sources(data), gamma, beta)]
+        sources = [relax.op.reshape(x, [*flat[:2], static_shape(x)[-1]]) for x in values[:-2]]
+        return [*(builder.emit(source) for source in sources), *values[-2:]]
 
     arguments = (shape, fused.activation, machine, fused.widths)
     return Plan("group_norm", make, arguments, operands, flat, dtype=machine.dtype)

@@ -245,6 +245,8 @@ class _Dispatcher(PyExprMutator):
         result = self.builder_.emit(relax.call_tir(self._kernel(plan, call), plan.operands(self.builder_), outputs))
         if plan.results == 1:
             final = self._reshaped(result, static_shape(binding.var))
+            if plan.dtype != binding.var.ty.dtype:
+                final = self.builder_.emit(relax.op.astype(final, binding.var.ty.dtype))
         else:
             shapes = [[int(extent) for extent in field.shape] for field in binding.var.ty.fields]
             items = [self.builder_.emit(relax.TupleGetItem(result, index)) for index in range(plan.results)]

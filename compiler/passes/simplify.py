@@ -8,6 +8,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from compiler.graph import is_op, scalar_value, static_shape
 
+HALVES = ("float16", "bfloat16")
 SHAPE_OPS = ("relax.expand_dims", "relax.squeeze", "relax.flatten")
 
 
@@ -30,8 +31,8 @@ class _Simplifier(PyExprMutator):
             return self._permute(call)
         if name == "relax.reshape" or name in SHAPE_OPS:
             return self._reshape(call.args[0], static_shape(self.builder_.normalize(call)))
-        if name == "relax.astype" and call.args[0].ty.dtype == call.attrs.dtype:
-            return call.args[0]
+        if name == "relax.astype":
+            return self._cast(call)
         if name in ("relax.divide", "relax.multiply") and scalar_value(call.args[1]) == 1.0:
             return self._unless_broadcast(call)
         if name in ("relax.add", "relax.subtract") and scalar_value(call.args[1]) == 0.0:
@@ -42,6 +43,13 @@ class _Simplifier(PyExprMutator):
         normal = self.builder_.normalize(call)
         same = static_shape(normal) == static_shape(call.args[0]) and normal.ty.dtype == call.args[0].ty.dtype
         return call.args[0] if same else call
+
+    def _cast(self, call: relax.Call) -> relax.Expr:
+        source, dtype = call.args[0], call.attrs.dtype
+        inner = self._bound(source)
+        if is_op(inner, "relax.astype") and inner.args[0].ty.dtype == dtype in HALVES and source.ty.dtype == "float32":
+            return inner.args[0]  # nothing was lost on the way
+        return source if source.ty.dtype == dtype else call
 
     def _permute(self, call: relax.Call) -> relax.Expr:
         source, rank = call.args[0], len(static_shape(call.args[0]))
@@ -66,7 +74,7 @@ class _Simplifier(PyExprMutator):
 
 @tvm.transform.module_pass(opt_level=0, name="Simplify")
 class Simplify:
-    """Compose and cancel ``permute_dims`` and ``reshape``; drop ``x * 1``, ``x / 1``, ``x + 0`` and empty casts.
+    """Compose and cancel ``permute_dims`` and ``reshape``; drop ``x * 1``, ``x / 1``, ``x + 0`` and idle casts.
 
     A transpose that moves only axes of extent 1 becomes a reshape, which is a view.
     """

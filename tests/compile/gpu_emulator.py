@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import tvm
 import tvm_ffi
 from tvm.tirx.build import codegen_build
 
+from compiler.gpu import native as gpu_native
 from compiler.gpu.cuda_code import DeviceCode, split
 from compiler.gpu.machine import Gpu
 from compiler.gpu.native import gpu_target
+from runtime import artifact, engine
 
 HEADER = Path(__file__).with_name("gpu_emulator.h")
 ASSERTIONS = {"tirx.disable_assert": True}  # that tensors are on a GPU
@@ -91,3 +94,32 @@ def emulator(functions: dict[str, tvm.tirx.PrimFunc], gpu: Gpu) -> Iterator[tvm.
         host = host_module(code)
         host.import_module(emulated(code, Path(name)))
         yield host
+
+
+def _keep_source(source: str, _arch: str, folder: Path, name: str) -> Path:
+    path = folder / f"{name}.cu"
+    path.write_text(source, encoding="utf-8")
+    return path
+
+
+def stand_in_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have builds for cuda keep their source in place of machine code, and engines run it on the host."""
+    made: dict[str, tvm.runtime.Module] = {}
+
+    def add_emulated(library: tvm.runtime.Module, device: artifact.DeviceCode, code: Path) -> None:
+        source = code.read_text(encoding="utf-8")
+        if source not in made:
+            with tempfile.TemporaryDirectory() as folder:
+                made[source] = emulated(DeviceCode(tvm.IRModule(), source, device.launches), Path(folder))
+        library.imports[0].import_module(made[source])
+
+    tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
+
+    def without_assertions(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
+        with tvm.transform.PassContext(config=ASSERTIONS):
+            return codegen_build(module, target)
+
+    monkeypatch.setattr(gpu_native, "compile_cuda", _keep_source)
+    monkeypatch.setattr(gpu_native, "codegen_build", without_assertions)
+    monkeypatch.setattr(engine, "add_kernels", add_emulated)
+    monkeypatch.setattr(engine, "require_gpu", lambda _manifest: tvm.cpu())
