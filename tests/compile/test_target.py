@@ -45,11 +45,9 @@ def test_json_without_cores_takes_this_machines():
     ("text", "words"),
     [
         ("llvn", ["--target", "'llvn'", "did you mean llvm", "auto, llvm, cuda"]),
-        ("cuda", ["--target cuda", "llvm"]),
         ("", ["--target", "auto, llvm, cuda"]),
         ("{", ["--target {", "JSON"]),
         ("{}", ["--target kind", "llvm"]),
-        ('{"kind": "cuda", "arch": "sm_90"}', ["--target kind", "'cuda'", "llvm"]),
         ('{"kind": "opencl"}', ["--target kind", "'opencl'"]),
         ('{"kind": ["llvm"]}', ["--target kind"]),
         ('{"kind": "llvm", "mcpu": "haswel"}', ["--target mcpu", "'haswel'", "did you mean haswell"]),

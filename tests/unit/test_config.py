@@ -102,7 +102,7 @@ def test_bad_sampling_flags(kind, argv, message):
         (BuildConfig, ["--width", "100"], "--width must be a multiple of 8 from 8 to 8192 pixels, not 100"),
         (BuildConfig, ["--width", "8200"], "--width"),
         (BuildConfig, ["--batch-size", "0"], "--batch-size"),
-        (BuildConfig, ["--dtype", "float16"], "--dtype 'float16' is unknown"),
+        (BuildConfig, ["--dtype", "float16"], "--dtype float16 is not to be had on a CPU; use float32 or bfloat16"),
         (BuildConfig, ["--winograd-tile", "3"], "--winograd-tile '3' is unknown"),
         (BuildConfig, ["--num-threads", "0"], "--num-threads"),
         (BuildConfig, ["--tome-ratio", "0.3"], "--tome-ratio does nothing without --apply-tome"),
