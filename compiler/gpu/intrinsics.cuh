@@ -94,3 +94,9 @@ TVMERGE_DEVICE void tvmerge_store(void* global, unsigned pair) { *static_cast<un
 
 // The value of the lane whose number differs in the bits of `mask`.
 TVMERGE_DEVICE float tvmerge_swap(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+
+// Which lanes have a `condition` other than 0, a bit each.
+TVMERGE_DEVICE unsigned tvmerge_vote(int condition) { return __ballot_sync(0xffffffffu, condition); }
+
+// The number of the lowest bit that is set.
+TVMERGE_DEVICE int tvmerge_lowest(unsigned bits) { return __ffs(bits) - 1; }

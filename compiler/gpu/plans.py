@@ -15,6 +15,8 @@ from compiler.gpu.layer_norm import layer_norm
 from compiler.gpu.machine import Gpu
 from compiler.gpu.multiply import multiply
 from compiler.gpu.threads import CHUNK
+from compiler.gpu.token_matching import token_matching
+from compiler.gpu.token_merging import merge_tokens, unmerge_tokens
 from compiler.graph import static_shape
 from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import GEGLU
@@ -27,6 +29,17 @@ from compiler.kernels.plan_rows import (
     is_plain_layer_norm,
     plan_group_norm,
     plan_layer_norm,
+)
+from compiler.kernels.plan_tokens import (
+    CALL,
+    MATCH,
+    MERGE,
+    UNMERGE,
+    is_call,
+    plan_match,
+    plan_merge,
+    plan_unmerge,
+    tensors,
 )
 
 
@@ -124,6 +137,14 @@ def _accepts_layer_norm(call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> boo
     return is_plain_layer_norm(call) and _is_narrow(gpu, *call.args)
 
 
+def _accepts_tokens(symbol: str, call: relax.Call, _is_weight: IsWeight, gpu: Gpu) -> bool:
+    return is_call(call, symbol) and _is_narrow(gpu, tensors(call)[0])
+
+
+def _accepts_match(call: relax.Call, is_weight: IsWeight, gpu: Gpu) -> bool:
+    return _accepts_tokens(MATCH, call, is_weight, gpu) and static_shape(tensors(call)[0])[-1] % CHUNK == 0
+
+
 TENSOR_CORES = (
     Entry(
         ("packed_weights",),
@@ -160,5 +181,14 @@ TENSOR_CORES = (
         "relax.nn.layer_norm",
         _accepts_layer_norm,
         functools.partial(plan_layer_norm, make=layer_norm),
+    ),
+    Entry((), CALL, _accepts_match, functools.partial(plan_match, name="tensor_matching", make=token_matching)),
+    Entry((), CALL, functools.partial(_accepts_tokens, MERGE), functools.partial(plan_merge, make=merge_tokens)),
+    Entry(
+        (),
+        CALL,
+        functools.partial(_accepts_tokens, UNMERGE),
+        functools.partial(plan_unmerge, make=unmerge_tokens),
+        adds=True,
     ),
 )

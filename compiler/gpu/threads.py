@@ -18,6 +18,7 @@ CHUNK = 8  # 16-bit numbers of a copy
 EDGE = 16  # rows of a left fragment, and of the reduction in one instruction
 NARROW = 8  # columns of a result's fragment
 LEFT, RIGHT, SUMS = 4, 2, 4  # registers of the fragments
+QUAD = 4  # lanes that share a row of a result's fragment
 
 
 class Scalars(Vectors):
@@ -100,6 +101,14 @@ def join_lanes(register: Value, index: int, join: Callable[[Value, Value], Value
     while mask < lanes:
         T.buffer_store(register, join(register[index], swap(register[index], mask)), [index])
         mask *= 2
+
+
+def each_vote(register: Value, condition: Value, use: Callable[[Value], None]) -> None:
+    """Run ``use(lane)`` in all lanes of a warp for each lane whose condition holds; ``register`` is of uint32."""
+    T.buffer_store(register, T.call_extern("uint32", "tvmerge_vote", condition.astype("int32")), [0])
+    with T.While(register[0] != T.uint32(0)):
+        use(T.bind(T.call_extern("int32", "tvmerge_lowest", register[0])))
+        T.buffer_store(register, T.bitwise_and(register[0], register[0] - T.uint32(1)), [0])
 
 
 def store_pair(buffer: Value, offset: Value, low: Value, high: Value) -> None:

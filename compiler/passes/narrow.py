@@ -21,6 +21,7 @@ NARROWED = (
     "relax.nn.attention",
     "relax.nn.group_norm",
     "relax.nn.layer_norm",
+    "relax.call_dps_packed",
 )
 WIDENED = ("relax.nn.softmax",)  # its sums need more digits
 REFUSED = {"bfloat16": ("relax.nn.group_norm",)}  # by TVM; the casts around it vanish when a kernel takes it

@@ -262,6 +262,13 @@ inline float tvmerge_from_lane(float value, int lane) {
   return other;
 }
 inline float tvmerge_swap(float value, int mask) { return tvmerge_from_lane(value, emulator::lane() ^ mask); }
+inline unsigned tvmerge_vote(int condition) {
+  unsigned bits = 0;
+  for (int lane = 0; lane < emulator::kWarp; ++lane)
+    bits |= static_cast<unsigned>(tvmerge_from_lane(condition != 0, lane) != 0) << lane;
+  return bits;
+}
+inline int tvmerge_lowest(unsigned bits) { return __builtin_ctz(bits); }
 inline float __shfl_down_sync(unsigned, float value, int by, int) { return tvmerge_from_lane(value, emulator::lane() + by); }
 inline float __shfl_sync(unsigned, float value, int lane, int) { return tvmerge_from_lane(value, lane); }
 inline unsigned __activemask() { return ~0u; }

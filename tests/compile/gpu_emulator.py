@@ -81,6 +81,8 @@ def emulated(code: DeviceCode, folder: Path) -> tvm.runtime.Module:
 def host_module(code: DeviceCode) -> tvm.runtime.Module:
     """Return the callers of kernels, which take tensors of the host."""
     tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
+    host_memory = tvm_ffi.get_global_func("device_api.cpu")  # for what lies between two launches
+    tvm_ffi.register_global_func("device_api.cuda", host_memory, override=True)
     with tvm.transform.PassContext(config=ASSERTIONS):
         return codegen_build(code.host, tvm.target.Target("llvm"))
 
