@@ -10,7 +10,7 @@ import tvm.tirx.script.builder.ir as T
 from tvm import tirx
 
 from compiler.gpu.machine import Gpu
-from compiler.gpu.threads import WARP, Scalars, each_vote, fill, grid, registers, unrolled, each_vote
+from compiler.gpu.threads import WARP, Scalars, each_vote, fill, grid, registers, unrolled
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.tir import Value, argument, prim_func
 

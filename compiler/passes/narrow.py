@@ -40,12 +40,16 @@ class _Narrower(PyExprMutator):
             wide = call.op.name in (*WIDENED, *REFUSED.get(self.dtype, ()))
             dtype = self.dtype if narrow and not wide else WIDE
             arguments = [self._cast(argument, dtype) for argument in arguments]
-        if is_op(call, "relax.matmul"):  # these two name the type of their result
+        if is_op(call, "relax.matmul"):  # these name the type of their result
             return relax.op.matmul(*arguments)
         if is_op(call, "relax.nn.conv2d"):
             a = call.attrs
             layouts = (str(a.data_layout), str(a.kernel_layout), str(a.out_layout))
             return relax.op.nn.conv2d(*arguments, a.strides, a.padding, a.dilation, a.groups, *layouts)
+        if is_op(call, "relax.call_dps_packed"):
+            (kind,) = call.ty_args
+            dtype = self.dtype if kind.dtype == WIDE else kind.dtype
+            return relax.call_dps_packed(*arguments, relax.TensorType(kind.shape, dtype))
         return relax.Call(call.op, arguments, call.attrs, call.ty_args)
 
     def _has(self, value: relax.Expr, dtype: str) -> bool:

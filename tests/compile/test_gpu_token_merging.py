@@ -8,13 +8,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+from gpu_component import emulate, kernels, made
 from gpu_emulator import emulator
 from test_kernels_token_merging import check_match, random_slots
 
 from compiler.gpu.machine import Gpu
 from compiler.gpu.token_matching import token_matching
 from compiler.gpu.token_merging import merge_tokens, unmerge_tokens
+from compiler.kernels.plan import KERNEL
 from compiler.kernels.token_matching import MatchShape
+from compiler.verify import FLOOR
+from runtime.quality import psnr
+from utils.config import TokenMerging
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's headers are needed")
 GPUS = [Gpu("sm_75", "float16"), Gpu("sm_80", "float16"), Gpu("sm_80", "bfloat16")]
@@ -99,3 +104,14 @@ def test_merging_and_parting(emulated, name):
     parted = np.stack([found[n][slots[n]] for n in range(batch)]).astype("float64")
     expected = (parted + bias + embedding[:, None]).reshape(-1, channels) + residual
     np.testing.assert_allclose(given_back.astype("float64"), expected, rtol=HALF_STEP[gpu.dtype], atol=1e-6)
+
+
+def test_a_merged_unet_is_pytorchs(tmp_path):
+    component, traced, lowered = made("unet", TokenMerging(0.5))
+    functions = kernels(lowered.functions).functions.values()
+    found = [str((f.attrs or {}).get(KERNEL, "rule")) for f in functions]
+    assert {"tensor_matching", "merge_tokens", "unmerge_tokens"} < set(found)
+    (parting, *_) = (f for f in functions if str((f.attrs or {}).get(KERNEL)) == "unmerge_tokens")
+    assert len(parting.params) == 4  # tokens, slots, the residual, the result
+    reference, result = emulate(component, traced, lowered, tmp_path)
+    assert psnr(reference, result) >= FLOOR["float16"]
