@@ -252,7 +252,7 @@ inline void tvmerge_store(void* global, unsigned pair) {
   emulator::check_aligned(global, 4);
   std::memcpy(global, &pair, sizeof pair);
 }
-// What another lane shows; dlight's reductions use the others of these.
+// What other lanes show; dlight's reductions use the last ones of these.
 inline float tvmerge_from_lane(float value, int lane) {
   emulator::Warp& warp = emulator::warp();
   warp.value[emulator::lane()] = value;
@@ -263,9 +263,12 @@ inline float tvmerge_from_lane(float value, int lane) {
 }
 inline float tvmerge_swap(float value, int mask) { return tvmerge_from_lane(value, emulator::lane() ^ mask); }
 inline unsigned tvmerge_vote(int condition) {
+  emulator::Warp& warp = emulator::warp();
+  warp.value[emulator::lane()] = static_cast<float>(condition);
+  emulator::wait_for_warp();
   unsigned bits = 0;
-  for (int lane = 0; lane < emulator::kWarp; ++lane)
-    bits |= static_cast<unsigned>(tvmerge_from_lane(condition != 0, lane) != 0) << lane;
+  for (int lane = 0; lane < emulator::kWarp; ++lane) bits |= static_cast<unsigned>(warp.value[lane] != 0) << lane;
+  emulator::wait_for_warp();
   return bits;
 }
 inline int tvmerge_lowest(unsigned bits) { return __builtin_ctz(bits); }
