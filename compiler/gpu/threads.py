@@ -103,12 +103,13 @@ def join_lanes(register: Value, index: int, join: Callable[[Value, Value], Value
         mask *= 2
 
 
-def each_vote(register: Value, condition: Value, use: Callable[[Value], None]) -> None:
-    """Run ``use(lane)`` in all lanes of a warp for each lane whose condition holds; ``register`` is of uint32."""
-    T.buffer_store(register, T.call_extern("uint32", "tvmerge_vote", condition.astype("int32")), [0])
-    with T.While(register[0] != T.uint32(0)):
-        use(T.bind(T.call_extern("int32", "tvmerge_lowest", register[0])))
-        T.buffer_store(register, T.bitwise_and(register[0], register[0] - T.uint32(1)), [0])
+def each_vote(condition: Value, use: Callable[[Value], None]) -> None:
+    """Run ``use(lane)`` in all lanes of a warp for each lane whose condition holds."""
+    left = registers(1, "uint32")
+    T.buffer_store(left, T.call_extern("uint32", "tvmerge_vote", condition.astype("int32")), [0])
+    with T.While(left[0] != T.uint32(0)):
+        use(T.bind(T.call_extern("int32", "tvmerge_lowest", left[0])))
+        T.buffer_store(left, T.bitwise_and(left[0], left[0] - T.uint32(1)), [0])
 
 
 def store_pair(buffer: Value, offset: Value, low: Value, high: Value) -> None:

@@ -1,7 +1,7 @@
 """Bipartite soft matching of tokens on tensor cores, in 16 bits, sums in float32: four launches.
 
 1. The inverse lengths of the tokens.
-2. A block takes 64 sources, which meet all destinations, 128 at a time. The best cosine of each and its destination
+2. A block takes 64 sources, which meet all destinations, 96 at a time. The best cosine of each and its destination
    stay in registers, so the score matrix is never stored.
 3. Who of the sources leaves is told by rank, without a sort: those are the first by score, of equal scores by index.
    Each source counts who is ahead of it; the last that leaves is kept.
@@ -40,7 +40,7 @@ from compiler.kernels.tir import Value, argument, prim_func, scratch
 from compiler.kernels.token_matching import WORST, MatchShape
 
 WARPS = 4
-TILE = Tile(64, 128, (WARPS, 1))  # a source is in one warp, there in a quad of lanes
+TILE = Tile(64, 96, (WARPS, 1))  # a source is in one warp, there in a quad of lanes
 ROWS = 2  # sources of a lane
 THREADS = 256  # each with one source
 

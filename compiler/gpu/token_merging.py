@@ -30,7 +30,7 @@ def merge_tokens(batch: int, tokens: int, channels: int, merged: int, gpu: Gpu) 
         with grid(WARP * WARPS, -(-left // WARPS), stripes, batch) as (thread, block, stripe, n):
             lane, slot = T.bind(T.floormod(thread, WARP)), T.bind(block * WARPS + T.floordiv(thread, WARP))
             first = T.bind(stripe * (numbers * WARP) + lane)
-            sums, size, mask = registers(numbers), registers(1), registers(1, "uint32")
+            sums, size = registers(numbers), registers(1)
 
             def add(token: Value) -> None:
                 T.buffer_store(size, size[0] + T.float32(1), [0])
@@ -44,7 +44,7 @@ def merge_tokens(batch: int, tokens: int, channels: int, merged: int, gpu: Gpu) 
                 with T.serial(-(-tokens // WARP)) as some:
                     token = T.bind(some * WARP + lane)
                     mine = tirx.all(token < tokens, slots[n, T.min(token, tokens - 1)] == slot)
-                    each_vote(mask, mine, lambda other: add(some * WARP + other))
+                    each_vote(mine, lambda other: add(some * WARP + other))
                 with unrolled(numbers) as i:
                     with T.If(first + i * WARP < channels), T.Then():
                         v.store(y, sums[i] / size[0], n, slot, first + i * WARP)

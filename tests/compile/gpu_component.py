@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from gpu_emulator import emulated, host_module
 from tvm import relax, tirx
 from tvm.relax import vm_build
 
-from compiler.gpu.cuda_code import DeviceCode, split
+from compiler.gpu.cuda_code import DeviceCode, compile_cuda, split
 from compiler.gpu.machine import Gpu
 from compiler.gpu.native import Lowered, gpu_target, lower
 from compiler.optimisations import enabled
@@ -75,3 +76,10 @@ def emulate(component: Component, traced: Traced, lowered: Lowered, folder: Path
     result = vm[function.name](*inputs.values(), *cached, *parameters).numpy()
     with torch.no_grad():
         return component.module(*(value for _, value in function.inputs)).numpy(), result
+
+
+def spilled(code: DeviceCode, arch: str, folder: Path) -> list[int]:
+    """Compile ``code`` and return the bytes that each kernel spills for want of registers."""
+    compiled = compile_cuda(code.source, arch, folder, arch)
+    assert compiled.read_bytes()[:4] == b"\x7fELF"
+    return [int(count) for count in re.findall(r"(\d+) bytes spill stores", compiled.with_suffix(".log").read_text())]

@@ -87,12 +87,17 @@ def host_module(code: DeviceCode) -> tvm.runtime.Module:
         return codegen_build(code.host, tvm.target.Target("llvm"))
 
 
+def device_code(functions: dict[str, tvm.tirx.PrimFunc], gpu: Gpu) -> DeviceCode:
+    """Return the code of functions by symbol."""
+    named = {symbol: function.with_attr("global_symbol", symbol) for symbol, function in functions.items()}
+    return split(tvm.IRModule(named), gpu_target(gpu))
+
+
 @contextlib.contextmanager
 def emulator(functions: dict[str, tvm.tirx.PrimFunc], gpu: Gpu) -> Iterator[tvm.runtime.Module]:
     """Yield the functions, which take tensors of the host."""
     with tempfile.TemporaryDirectory() as name:
-        named = {symbol: function.with_attr("global_symbol", symbol) for symbol, function in functions.items()}
-        code = split(tvm.IRModule(named), gpu_target(gpu))
+        code = device_code(functions, gpu)
         host = host_module(code)
         host.import_module(emulated(code, Path(name)))
         yield host

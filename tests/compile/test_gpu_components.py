@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 
 import pytest
-from gpu_component import GPU, emulate, kernels, made
+from gpu_component import GPU, emulate, kernels, made, spilled
 from tvm import relax
 from tvm.relax import vm_build
 
-from compiler.gpu.cuda_code import compile_cuda, split
+from compiler.gpu.cuda_code import split
 from compiler.gpu.native import gpu_target
 from compiler.kernels.plan import KERNEL
 from compiler.verify import FLOOR
@@ -34,7 +33,4 @@ def test_vae_compiles_for_old_and_new_gpus_and_every_kernel_is_bound_to_threads(
     code = split(kernels(left), gpu_target(GPU))
     assert all(any(tag.startswith("threadIdx") for tag in launch.parameters) for launch in code.launches.values())
     for arch in ("sm_75", "sm_90"):
-        assert compile_cuda(code.source, arch, tmp_path, arch).read_bytes()[:4] == b"\x7fELF"
-        spilled = re.findall(r"(\d+) bytes spill stores", (tmp_path / f"{arch}.log").read_text())
-        assert len(spilled) == len(code.launches)
-        assert set(spilled) == {"0"}
+        assert spilled(code, arch, tmp_path) == [0] * len(code.launches)

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
-from gpu_component import emulate, kernels, made
-from gpu_emulator import emulator
+from gpu_component import emulate, kernels, made, spilled
+from gpu_emulator import device_code, emulator
 from test_kernels_token_merging import check_match, random_slots
 
 from compiler.gpu.machine import Gpu
@@ -23,6 +23,7 @@ from utils.config import TokenMerging
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's headers are needed")
 GPUS = [Gpu("sm_75", "float16"), Gpu("sm_80", "float16"), Gpu("sm_80", "bfloat16")]
+NAME = "{0.arch}-{0.dtype}".format
 TYPES = {"float16": np.dtype("float16"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 HALF_STEP = {"float16": 2**-11, "bfloat16": 2**-8}  # of the rounding of a result, relative
 MARGIN = 2e-6  # of the cosines of two that may be exchanged: sums are float32
@@ -38,7 +39,7 @@ EQUALS = MatchShape(1, 6, 6, 8, (2, 2), 13)
 MERGES = {"merge": (2, 50, 24, 20), "merge_odd": (1, 37, 3, 36), "merge_wide": (1, 9, 520, 4)}  # batch, ..., merged
 
 
-@pytest.fixture(scope="module", params=GPUS, ids=lambda gpu: f"{gpu.arch}-{gpu.dtype}")
+@pytest.fixture(scope="module", params=GPUS, ids=NAME)
 def emulated(request):
     gpu = request.param
     kernels = {name: token_matching(shape, gpu) for name, shape in {**MATCHES, "equals": EQUALS}.items()}
@@ -106,7 +107,19 @@ def test_merging_and_parting(emulated, name):
     np.testing.assert_allclose(given_back.astype("float64"), expected, rtol=HALF_STEP[gpu.dtype], atol=1e-6)
 
 
+@pytest.mark.parametrize("gpu", [*GPUS, Gpu("sm_90", "float16")], ids=NAME)
+def test_kernels_of_sd15s_size_need_no_spills(tmp_path, gpu):
+    functions = {
+        "match": token_matching(MatchShape(2, 64, 64, 320, (2, 2), 2048), gpu),
+        "merge": merge_tokens(2, 4096, 320, 2048, gpu),
+        "unmerge": unmerge_tokens(2, 4096, 320, 2048, (8192,), gpu),
+    }
+    code = device_code(functions, gpu)
+    assert spilled(code, gpu.arch, tmp_path) == [0] * len(code.launches)
+
+
 def test_a_merged_unet_is_pytorchs(tmp_path):
+    """The torch module merges by indices of its own: of random features no two are as similar as rounding."""
     component, traced, lowered = made("unet", TokenMerging(0.5))
     functions = kernels(lowered.functions).functions.values()
     found = [str((f.attrs or {}).get(KERNEL, "rule")) for f in functions]
