@@ -78,13 +78,13 @@ def emulated(code: DeviceCode, folder: Path) -> tvm.runtime.Module:
     return tvm.runtime.load_module(str(library))
 
 
-def host_module(code: DeviceCode) -> tvm.runtime.Module:
+def callers(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
     """Return the callers of kernels, which take tensors of the host."""
     tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
     host_memory = tvm_ffi.get_global_func("device_api.cpu")  # for what lies between two launches
     tvm_ffi.register_global_func("device_api.cuda", host_memory, override=True)
     with tvm.transform.PassContext(config=ASSERTIONS):
-        return codegen_build(code.host, tvm.target.Target("llvm"))
+        return codegen_build(module, target)
 
 
 def device_code(functions: dict[str, tvm.tirx.PrimFunc], gpu: Gpu) -> DeviceCode:
@@ -98,7 +98,7 @@ def emulator(functions: dict[str, tvm.tirx.PrimFunc], gpu: Gpu) -> Iterator[tvm.
     """Yield the functions, which take tensors of the host."""
     with tempfile.TemporaryDirectory() as name:
         code = device_code(functions, gpu)
-        host = host_module(code)
+        host = callers(code.host, tvm.target.Target("llvm"))
         host.import_module(emulated(code, Path(name)))
         yield host
 
@@ -120,13 +120,7 @@ def stand_in_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 made[source] = emulated(DeviceCode(tvm.IRModule(), source, device.launches), Path(folder))
         library.imports[0].import_module(made[source])
 
-    tvm_ffi.register_global_func("__tvm_set_device", lambda *_: None, override=True)
-
-    def without_assertions(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
-        with tvm.transform.PassContext(config=ASSERTIONS):
-            return codegen_build(module, target)
-
     monkeypatch.setattr(gpu_native, "compile_cuda", _keep_source)
-    monkeypatch.setattr(gpu_native, "codegen_build", without_assertions)
+    monkeypatch.setattr(gpu_native, "codegen_build", callers)
     monkeypatch.setattr(engine, "add_kernels", add_emulated)
     monkeypatch.setattr(engine, "require_gpu", lambda _manifest: tvm.cpu())

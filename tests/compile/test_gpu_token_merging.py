@@ -8,17 +8,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tvm
-from gpu_component import emulate, kernels, made, spilled
+from gpu_component import emulate, spilled
 from gpu_emulator import device_code, emulator
 from test_kernels_token_merging import check_match, random_slots
 
 from compiler.gpu.machine import Gpu
 from compiler.gpu.token_matching import token_matching
 from compiler.gpu.token_merging import merge_tokens, unmerge_tokens
-from compiler.kernels.plan import KERNEL
 from compiler.kernels.token_matching import MatchShape
-from compiler.verify import FLOOR
-from runtime.quality import psnr
+from compiler.verify import verify
+from runtime.quality import FLOOR
 from utils.config import TokenMerging
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="CUDA's headers are needed")
@@ -118,13 +117,12 @@ def test_kernels_of_sd15s_size_need_no_spills(tmp_path, gpu):
     assert spilled(code, gpu.arch, tmp_path) == [0] * len(code.launches)
 
 
-def test_a_merged_unet_is_pytorchs(tmp_path):
+def test_a_merged_unet_is_pytorchs(tmp_path, monkeypatch):
     """The torch module merges by indices of its own: of random features no two are as similar as rounding."""
-    component, traced, lowered = made("unet", TokenMerging(0.5))
-    functions = kernels(lowered.functions).functions.values()
-    found = [str((f.attrs or {}).get(KERNEL, "rule")) for f in functions]
-    assert {"tensor_matching", "merge_tokens", "unmerge_tokens"} < set(found)
-    (parting, *_) = (f for f in functions if str((f.attrs or {}).get(KERNEL)) == "unmerge_tokens")
-    assert len(parting.params) == 4  # tokens, slots, the residual, the result
-    reference, result = emulate(component, traced, lowered, tmp_path)
-    assert psnr(reference, result) >= FLOOR["float16"]
+    component, engine = emulate("unet", TokenMerging(0.5), tmp_path, monkeypatch)
+    origins = {kernel.origin for kernel in engine.description.kernels.values()}
+    assert {"tensor_matching", "merge_tokens", "unmerge_tokens"} < origins
+    launches = engine.description.device.launches.items()
+    (parting, *_) = (launch for symbol, launch in launches if symbol.startswith("unmerge_tokens"))
+    assert parting.arguments.count("handle") == 4  # tokens, slots, the residual, the result
+    assert min(verify(component, engine, "float16").psnr.values()) >= FLOOR["float16"]
