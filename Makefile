@@ -1,13 +1,14 @@
 # make demo: install, compile the demo model, draw a picture.  make test: install, check, test.
 # make bench: compare pictures with diffusers, torch.compile, ONNX Runtime and OpenVINO on this CPU; make bench-sd15: at
 # SD 1.5's size, in an hour.
+# make gpu-check: on a machine with an NVIDIA GPU and nvcc, parity and comparison there, in ten minutes.
 # make test-long: faults at many more moments.  make audit: look the dependencies up in a list of known weaknesses.
 # make lock: write the versions and hashes that tests run with.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint bench bench-sd15 audit lock clean
+.PHONY: demo test test-long lint bench bench-sd15 gpu-check audit lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python build.py --output-dir artifacts
@@ -31,6 +32,11 @@ bench: $(VENV)/.installed-bench
 bench-sd15: $(VENV)/.installed-bench
 	mkdir -p outputs
 	$(BIN)/python benchmark.py --model random:sd15 --json outputs/benchmark-sd15.json --report outputs/report-sd15
+
+gpu-check: $(VENV)/.installed-bench
+	mkdir -p outputs
+	$(BIN)/python benchmark.py --device cuda --model random:sd15 --backends eager,compile,tvm --steps 20 --runs 3 \
+		--json outputs/gpu.json --report outputs/report-gpu
 
 audit: $(VENV)/.installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit

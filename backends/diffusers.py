@@ -31,6 +31,8 @@ from utils.config import BaselineConfig, TokenMerging
 from utils.cpu import physical_cores
 from utils.errors import UserError
 
+COMPILE_MODES = {"cpu": "default", "cuda": "max-autotune"}  # of torch.compile
+
 
 @dataclass(frozen=True, eq=False)
 class Generated:
@@ -109,9 +111,8 @@ class DiffusersBackend:
     def _set_up(self, config: BaselineConfig) -> None:
         transformers.utils.logging.get_logger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
         self.pipe.set_progress_bar_config(disable=sys.stderr is None or not sys.stderr.isatty(), leave=False)
-        if self.device == "cpu":
-            self.pipe.unet.to(memory_format=torch.channels_last)
-            self.pipe.vae.to(memory_format=torch.channels_last)
+        for module in (self.pipe.unet, self.pipe.vae):
+            module.to(memory_format=torch.channels_last)
         if config.attention == "math":
             self.pipe.text_encoder.set_attn_implementation("eager")
             self.pipe.unet.set_attn_processor(AttnProcessor())
@@ -123,7 +124,7 @@ class DiffusersBackend:
             require_attention(self.pipe.unet, TokenMerging.max_downsample)
             tomesd.apply_patch(self.pipe, ratio=ratio, use_rand=False)
         if config.compile:
-            self.pipe.unet.compile()
+            self.pipe.unet.compile(mode=COMPILE_MODES[self.device])
 
     def _encode(self, prompt: str, negative_prompt: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         with torch.no_grad():

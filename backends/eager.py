@@ -32,7 +32,8 @@ class Eager(Peer):
             return {"load": time.perf_counter() - start}
         self.dtype = getattr(torch, self.settings.dtype)
         _, parts = load_parts(self.settings)
-        self.module = parts[component].module.to(self.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module = parts[component].module.to(self.settings.device, self.dtype)
+        self.module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return {"load": time.perf_counter() - start}
 
     def draw(self, seed: int, steps: int) -> Drawn:
@@ -44,11 +45,11 @@ class Eager(Peer):
     def run(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Call the module."""
         with torch.inference_mode():
-            return self.module(*(self._tensor(name, value) for name, value in inputs.items())).float().numpy()
+            return self.module(*(self._tensor(name, value) for name, value in inputs.items())).float().cpu().numpy()
 
     def _tensor(self, name: str, value: np.ndarray) -> torch.Tensor:
         """Cast what is data; ids stay integers and the timestep float32, from which diffusers embeds it."""
-        tensor = torch.from_numpy(value)
+        tensor = torch.from_numpy(value).to(self.settings.device)
         if name in ("ids", "timestep"):
             return tensor
         tensor = tensor.to(self.dtype)

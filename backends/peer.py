@@ -29,6 +29,7 @@ COMMAND = "command"  # the fourth "component": a whole picture, from the command
 PICTURE = "picture"  # and the fifth: a whole picture, drawn by a loaded pipeline
 PROMPT, SEED, GUIDANCE_SCALE = "a lighthouse on a cliff at sunset", 0, 7.5
 DTYPES = ("float32", "bfloat16")
+ON_CUDA = ("eager", "compile", "tvm")  # those that run on a GPU too
 INPUTS, REFERENCE = "inputs.npz", "reference.npy"
 BFLOAT16_SETS = {"avx512bf16", "amxbf16", "bf16"}
 
@@ -50,6 +51,7 @@ class Settings:
     ``folder`` holds what is kept between runs: inputs, references, converted models. ``steps`` are those of a picture,
     and without a ``scheduler_label`` its sampler is the model's own. ``attention`` is diffusers', ``disable`` what our
     build leaves out, ``tome_ratio`` the share of tokens that both merge, ``batch_size`` the pictures made at once.
+    ``device`` is cpu or cuda; references are made on the CPU.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Settings:
     tome_ratio: float | None = None
     disable: str = ""
     batch_size: int = 1
+    device: str = "cpu"
     model_digest: str = ""  # filled in with ``folder`` by backends.reference, as is the next
     model_bytes: int = 0  # of its parameters in float32
 
@@ -81,7 +84,7 @@ class Settings:
     @property
     def variant(self) -> str:
         """What is run of the model, as part of a file's name."""
-        words = [self.dtype]
+        words = [self.dtype] if self.device == "cpu" else [self.dtype, self.device]
         words += [] if self.attention == "sdpa" else [self.attention]
         words += [] if self.tome_ratio is None else [f"tome-{self.tome_ratio:g}"]
         words += [] if self.batch_size == 1 else [f"batch-{self.batch_size}"]
@@ -129,7 +132,7 @@ class Peer(ABC):
 
     def unavailable(self) -> str | None:
         """Return why this peer can't run here, None when it can."""
-        host = host_instruction_sets()
+        host = host_instruction_sets() if self.settings.device == "cpu" else None
         if self.settings.dtype == "bfloat16" and host is not None and not BFLOAT16_SETS.intersection(host):
             return "this CPU has no bfloat16 instructions (avx512_bf16 or AMX)"
         return None

@@ -72,7 +72,7 @@ def _pictures(settings: Settings, checkpoint: Checkpoint) -> np.ndarray:
     """Draw the picture of each seed by itself."""
     from backends.diffusers import DiffusersBackend
 
-    plain = replace(settings, dtype="float32", attention="sdpa", tome_ratio=None)
+    plain = replace(settings, dtype="float32", device="cpu", attention="sdpa", tome_ratio=None)
     backend = DiffusersBackend(baseline_config(plain), checkpoint)
     return np.stack([backend.generate(PROMPT, "", SEED + i).picture for i in range(settings.batch_size)])
 
@@ -82,7 +82,7 @@ def baseline_config(settings: Settings, compile: bool = False) -> BaselineConfig
     merges = settings.tome_ratio is not None
     return BaselineConfig(
         model=settings.model,
-        device="cpu",
+        device=settings.device,
         dtype=settings.dtype,
         height=settings.height,
         width=settings.width,

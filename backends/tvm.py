@@ -41,11 +41,11 @@ class Tvm(Peer):
         if component == PICTURE:
             from runtime.pipeline import Pipeline
 
-            self.pipeline = Pipeline(artifact, "cpu", self.settings.num_threads)
+            self.pipeline = Pipeline(artifact, self.settings.device, self.settings.num_threads)
             return {**seconds, "load": time.perf_counter() - start}
         from runtime.engine import Engine, resolve_device, set_num_threads
 
-        device = resolve_device("cpu", artifact.manifest)
+        device = resolve_device(self.settings.device, artifact.manifest)
         set_num_threads(self.settings.num_threads)
         self.engine, self.function = Engine(artifact, component, device), FUNCTIONS[component]
         return {**seconds, "load": time.perf_counter() - start}
@@ -103,6 +103,7 @@ class Tvm(Peer):
         settings = self.settings
         flags: dict[str, object] = {
             "--model": settings.model,
+            "--target": "llvm" if settings.device == "cpu" else settings.device,
             "--output-dir": self.settings.artifact,
             "--height": settings.height,
             "--width": settings.width,

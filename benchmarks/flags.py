@@ -7,14 +7,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.peer import DTYPES, PEERS
+from backends.peer import ON_CUDA, PEERS
 from benchmarks.config import MAX_RUNS, check_file, names
-from compiler.optimisations import enabled
+from compiler.optimisations import chosen
 from utils.command_line import existing_parent, flag
 from utils.config import DEMO_CHECKPOINT, MAX_STEPS, BuildConfig, SamplingConfig
 from utils.errors import UserError, choose
+from utils.gpu import present_arch
 
 MAX_RATIO = 0.75
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,10 @@ class BenchmarkConfig:
     resolutions: str | None = flag(
         None, "WIDTHxHEIGHT in pixels, separated by commas (default: the checkpoint's own)", metavar="WxH[,WxH]"
     )
-    dtype: str = flag("float32", "float32 or bfloat16, of every backend")
+    device: str = flag("cpu", "cpu or cuda, where every backend runs")
+    dtype: str | None = flag(
+        None, "float32 or bfloat16, on cuda float16 or bfloat16, of every backend (default: float32, on cuda float16)"
+    )
     batch_size: int = flag(1, "pictures that a call makes at once; times are those of all of them")
     disable: str = flag("", "optimisations that our build leaves out, as for build.py", metavar="OPT[,OPT]")
     num_threads: int | None = flag(None, "CPU threads of every backend (default: the physical cores)")
@@ -56,8 +61,9 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         if self.compare is not None:
             return
-        names("--backends", self.backends or "tvm", PEERS)
-        choose("--dtype", self.dtype, DTYPES)
+        if choose("--device", self.device, DEVICES) == "cuda" and present_arch() is None:
+            raise UserError("--device cuda: no GPU was found here; leave it out")
+        names("--backends", self.backends or "tvm", self.peers)
         check_file(self.json)
         for name, value, low, high in (
             ("--runs", self.runs, 1, MAX_RUNS),
@@ -74,17 +80,41 @@ class BenchmarkConfig:
             raise UserError("--judge-images does nothing without --tome-sweep; add it")
         self._check_folders()
         SamplingConfig(steps=self.steps, num_threads=self.num_threads, output_dir=self.work)
-        enabled(self.disable, self.dtype)
         for width, height in self.sizes:
-            BuildConfig(model=self.model, height=height, width=width, batch_size=self.batch_size, output_dir=self.work)
+            chosen(self._build_config(width, height))
         self.ratios  # noqa: B018 - refuses what is none
         self._check_sections()
 
+    def _build_config(self, width: int | None = None, height: int | None = None) -> BuildConfig:
+        """Return what our build is asked for; it refuses what can't be had."""
+        return BuildConfig(
+            model=self.model,
+            target="llvm" if self.device == "cpu" else self.device,
+            dtype=self.dtype,
+            height=height,
+            width=width,
+            batch_size=self.batch_size,
+            disable=self.disable,
+            output_dir=self.work,
+        )
+
+    @property
+    def precision(self) -> str:
+        """What every backend computes in."""
+        return self._build_config().precision
+
+    @property
+    def peers(self) -> list[str]:
+        """The backends that run on the device."""
+        return list(PEERS) if self.device == "cpu" else list(ON_CUDA)
+
     def _check_sections(self) -> None:
         """Refuse what a section would not heed."""
+        if self.device != "cpu" and self.asks_for_sections:
+            raise UserError(f"--device {self.device}: only pictures side by side are measured there")
         asked = {"--ladder": self.ladder, "--attention": self.attention, "--winograd": self.winograd}
         for name in (name for name, wanted in asked.items() if wanted):
-            if self.dtype != "float32":
+            if self.precision != "float32":
                 raise UserError(f"{name} has precisions of its own; leave --dtype {self.dtype} out")
         asked["--tome-sweep"] = self.tome_sweep is not None
         for name in (name for name, wanted in asked.items() if wanted and self.disable):
@@ -113,8 +143,8 @@ class BenchmarkConfig:
     @property
     def backend_names(self) -> list[str]:
         """The backends that draw."""
-        usual = "tvm" if self.asks_for_sections else ",".join(PEERS)
-        return names("--backends", usual if self.backends is None else self.backends, PEERS)
+        usual = "tvm" if self.asks_for_sections else ",".join(self.peers)
+        return names("--backends", usual if self.backends is None else self.backends, self.peers)
 
     @property
     def compares_backends(self) -> bool:

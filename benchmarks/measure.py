@@ -22,6 +22,7 @@ from benchmarks.tome import sweep
 from utils.config import ROOT
 from utils.cpu import physical_cores
 from utils.errors import UserError
+from utils.gpu import present_name
 from utils.progress import say
 
 PLACES = ("json", "report", "work", "compare", "backends")  # say nothing about what was measured
@@ -36,6 +37,9 @@ class Measurement:
         settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PLACES}
         model = Path(config.model).absolute()
         settings["model"] = str(model.relative_to(ROOT)) if model.is_relative_to(ROOT) else config.model
+        settings["dtype"] = config.precision
+        if config.device != "cpu":
+            settings["gpu"] = present_name()
         fixed = {"prompt": PROMPT, "seed": SEED, "guidance_scale": GUIDANCE_SCALE, "num_threads": threads}
         self.results = schema.Results(environment(threads), {**settings, **fixed})
         self.sessions = [self._session(width, height, threads) for width, height in config.sizes]
@@ -46,7 +50,8 @@ class Measurement:
         config, work = self.config, self.config.work.absolute()
         settings = Settings(
             model=model_name(config.model),
-            dtype=config.dtype,
+            dtype=config.precision,
+            device=config.device,
             height=height,
             width=width,
             num_threads=threads,
@@ -79,7 +84,7 @@ class Measurement:
         config, base = self.config, self.path.absolute().parent
         names, runs, warmups = config.backend_names, config.runs, config.warmups
         for session in self.sessions:
-            pictures = Pictures(session, base, config.dtype)
+            pictures = Pictures(session, base, config.precision)
             if config.compares_backends or config.throughput or config.latency_report:
                 pictures.prepare(names)
             if config.compares_backends:

@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 
 from compiler.gpu import native as gpu_native
+from compiler.gpu.cuda_code import require_nvcc
 from compiler.gpu.machine import Gpu
 from compiler.native import Native, compile_component
 from compiler.target import require_runs_here, resolve_target
@@ -111,9 +112,13 @@ class ForGpu(Destination):
     """A GPU of the architecture that --cuda-arch names, by default this machine's.
 
     Where no such GPU is present, parity is verified at the first run on one, with the references that are kept.
+
+    Raises:
+        UserError: nvcc is missing.
     """
 
     def __init__(self, config: BuildConfig, arch: str) -> None:
+        require_nvcc()
         self.gpu = Gpu(arch, config.precision)
         self.label = arch
         self.target = {"kind": "cuda", "arch": arch}

@@ -18,18 +18,34 @@ def _driver() -> ctypes.CDLL | None:
     return None
 
 
-def present_arch() -> str | None:
-    """Return the architecture of the first GPU, as in "sm_90", or None where there is no GPU or no driver."""
-    driver = _driver()
-    device, value = ctypes.c_int(), ctypes.c_int()
+def _first() -> tuple[ctypes.CDLL, ctypes.c_int] | None:
+    """Return driver and number of the first GPU."""
+    driver, device = _driver(), ctypes.c_int()
     if driver is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
         return None
-    version = ""
+    return driver, device
+
+
+def present_arch() -> str | None:
+    """Return the architecture of the first GPU, as in "sm_90", or None where there is no GPU or no driver."""
+    found = _first()
+    if found is None:
+        return None
+    driver, device = found
+    value, version = ctypes.c_int(), ""
     for attribute in (MAJOR, MINOR):
         if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device):
             return None
         version += str(value.value)
     return f"sm_{version}"
+
+
+def present_name() -> str | None:
+    """Return the name of the first GPU, or None where there is none."""
+    found, name = _first(), ctypes.create_string_buffer(100)
+    if found is None or found[0].cuDeviceGetName(name, len(name), found[1]):
+        return None
+    return name.value.decode()
 
 
 def runs_on(built: str, present: str) -> bool:

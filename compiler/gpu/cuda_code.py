@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,19 +55,28 @@ def _argument(parameter: tirx.Var) -> str:
     return "handle" if isinstance(kind, tvm.ir.PointerType) else str(kind.dtype)
 
 
+def require_nvcc() -> None:
+    """Refuse a machine without CUDA's compiler.
+
+    Raises:
+        UserError: saying where to have it from.
+    """
+    if shutil.which("nvcc") is None:
+        raise UserError(
+            "--target cuda: nvcc was not found; install the CUDA toolkit and put it on PATH, or use --target llvm"
+        )
+
+
 def compile_cuda(source: str, arch: str, folder: Path, name: str) -> Path:
     """Compile CUDA source for ``arch`` and return the file of machine code; what ptxas tells lies beside it.
 
     Raises:
-        UserError: nvcc is missing or refuses the source.
+        UserError: nvcc refuses the source.
     """
     path, code = folder / f"{name}.cu", folder / f"{name}.cubin"
     path.write_text(INTRINSICS.read_text(encoding="utf-8") + source, encoding="utf-8")
     command = ["nvcc", f"-arch={arch}", "-cubin", "-O3", "-std=c++17", "-Xptxas=-v", str(path), "-o", str(code)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a list of our own
-    except OSError:
-        raise UserError("--target cuda: nvcc was not found; install the CUDA toolkit and put it on PATH") from None
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - a list of our own
     if result.returncode:
         raise UserError(f"--target cuda: nvcc failed: {result.stderr.strip().splitlines()[-1]}")
     code.with_suffix(".log").write_text(result.stderr, encoding="utf-8")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.peer import PEERS
+from backends.peer import ON_CUDA, PEERS
+from benchmarks import flags, measure
 from benchmarks.flags import BenchmarkConfig
 from benchmarks.measure import Measurement
+from utils import targets
 from utils.command_line import parse
 from utils.errors import UserError
 
@@ -19,8 +21,8 @@ def test_all_backends_draw_unless_a_section_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config().backend_names == list(PEERS) and config().compares_backends
     assert config("--ladder").backend_names == ["tvm"] and not config("--ladder").compares_backends
-    for flags in (["--throughput", "3"], ["--latency-report", "9"], ["--tome-sweep", "0"], ["--winograd"]):
-        assert not config(*flags).compares_backends
+    for words in (["--throughput", "3"], ["--latency-report", "9"], ["--tome-sweep", "0"], ["--winograd"]):
+        assert not config(*words).compares_backends
     both = config("--attention", "--backends", "tvm,eager,tvm")
     assert both.compares_backends and both.backend_names == ["tvm", "eager"]
 
@@ -38,7 +40,7 @@ def test_ratios(tmp_path, monkeypatch):
 
 def test_what_our_build_leaves_out_is_part_of_its_artifact_s_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plain, without = (Measurement(config(*flags)) for flags in ([], ["--disable", "winograd"]))
+    plain, without = (Measurement(config(*words)) for words in ([], ["--disable", "winograd"]))
     (plain_session,), (session,) = plain.sessions, without.sessions
     assert session.settings.disable == "winograd" == without.results.settings["disable"]
     assert session.settings.artifact != plain_session.settings.artifact
@@ -50,10 +52,11 @@ def test_two_files_are_compared_and_nothing_else_is_looked_at():
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("given", "words"),
     [
         (["--backends", "openvin"], "did you mean openvino?"),
-        (["--dtype", "float16"], "choose from: float32, bfloat16"),
+        (["--dtype", "float16"], "--dtype float16 is not to be had on a CPU; use float32 or bfloat16"),
+        (["--device", "gpu"], "choose from: cpu, cuda"),
         (["--runs", "0"], "--runs must be from 1"),
         (["--warmups", "-1"], "--warmups must be from 0"),
         (["--throughput", "2"], "name 3 steps or more"),
@@ -79,12 +82,34 @@ def test_two_files_are_compared_and_nothing_else_is_looked_at():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_flags(tmp_path, monkeypatch, flags, words):
+def test_bad_flags(tmp_path, monkeypatch, given, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UserError) as caught:
-        config(*flags)
+        config(*given)
     assert words in str(caught.value)
+
+
+def test_what_runs_on_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for where, name in ((flags, "present_arch"), (targets, "present_arch"), (measure, "present_name")):
+        monkeypatch.setattr(where, name, lambda: "sm_90")
+    asked = config("--device", "cuda")
+    assert asked.backend_names == list(ON_CUDA) and asked.precision == "float16"
+    (session,) = Measurement(asked).sessions
+    assert (session.settings.device, session.settings.dtype) == ("cuda", "float16")
+    assert session.settings.artifact.name == "artifact-float16-cuda"
+    assert Measurement(asked).results.settings["gpu"] == "sm_90"
+    for words, message in (
+        (["--backends", "openvino"], "choose from: eager, compile, tvm"),
+        (["--dtype", "float32"], "use float16 or bfloat16"),
+        (["--ladder"], "only pictures side by side are measured there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            config("--device", "cuda", *words)
+    monkeypatch.setattr(flags, "present_arch", lambda: None)
+    with pytest.raises(UserError, match="--device cuda: no GPU was found here"):
+        config("--device", "cuda")
 
 
 def test_the_file_is_needed():

@@ -74,7 +74,9 @@ def test_compile_compiles_before_it_is_timed(settings, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
     compiled, inductor = [], torch.nn.Module.compile
 
-    def compile_graphs(module):
+    def compile_graphs(module, mode):
+        assert mode == "default"
+
         def backend(graph, inputs):
             compiled.append(graph)
             return graph
@@ -212,7 +214,8 @@ def test_the_artifact_is_built_by_build_py_which_knows_what_changed(built, dtype
     tvm.Tvm(replace(settings, dtype=dtype)).convert(["unet"])
     ((arguments, flags),) = builds
     folder = settings.folder / f"artifact-{dtype}"
-    expected = {"--model": "random:tiny", "--output-dir": folder, "--height": 64, "--width": 72, "--num-threads": 1}
+    size = {"--height": 64, "--width": 72}
+    expected = {"--model": "random:tiny", "--target": "llvm", "--output-dir": folder, **size, "--num-threads": 1}
     assert arguments == ["build.py"]
     assert flags == expected | ({"--dtype": "bfloat16"} if dtype == "bfloat16" else {})
 
