@@ -15,7 +15,7 @@ from compiler.gpu.schedule import BindRest
 from compiler.kernels.register_tile import Machine
 from compiler.passes.decompose_attention import DecomposeAttention
 from compiler.passes.dispatch import Dispatch, Tilings
-from compiler.passes.join_multiplies import join_multiplies
+from compiler.passes.join_multiplies import JoinMultiplies
 from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
 from compiler.passes.narrow import Narrow
@@ -57,7 +57,7 @@ def _dispatch(machine: Machine | Gpu, on: dict[str, bool], used: set[str], tilin
     return [
         Step("dispatch", DecomposeAttention(machine, on)),
         Step("dispatch", Simplify()),
-        Step("dispatch", join_multiplies(machine), "joined_multiplies"),
+        Step("dispatch", JoinMultiplies(machine), "joined_multiplies"),
         Step("dispatch", Dispatch(machine, on, used, tilings)),
         Step("dispatch", Simplify()),
         Step("dispatch", LiftContext(), "cached_context"),
