@@ -39,13 +39,20 @@ class Scalars(Vectors):
 
 
 @contextlib.contextmanager
-def grid(threads: int, *blocks: int) -> Iterator[tuple[Value, ...]]:
-    """Launch ``blocks`` of ``threads``; yields the thread and the block's indices."""
+def grid(threads: int, *blocks: int, at_once: int | None = None) -> Iterator[tuple[Value, ...]]:
+    """Launch ``blocks`` of ``threads``; yields the thread and the block's indices.
+
+    With ``at_once`` a thread may use as many registers as let so many blocks share a multiprocessor; without it ptxas
+    aims at a number of its own, for which it would rather spill.
+    """
     with contextlib.ExitStack() as stack:
         places = [
             stack.enter_context(T.launch_thread(f"blockIdx.{axis}", n)) for axis, n in zip("xyz", blocks, strict=False)
         ]
-        yield (stack.enter_context(T.launch_thread("threadIdx.x", threads)), *places)
+        thread = stack.enter_context(T.launch_thread("threadIdx.x", threads))
+        if at_once is not None:
+            stack.enter_context(T.attr(T.int32(0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(at_once)))
+        yield (thread, *places)
 
 
 def registers(count: int, dtype: str = "float32") -> Value:
