@@ -37,7 +37,7 @@ from compiler.kernels.tir import Value, argument, prim_func
 
 WARPS = 4
 QUERIES = WARPS * EDGE
-AT_ONCE = 2  # blocks of a multiprocessor
+AT_ONCE = 2  # blocks of a multiprocessor, at the least
 LARGEST = 192  # numbers of a head that registers hold
 MASKED = -1e30  # finite: a row that is masked everywhere gives a number
 PADDING = CHUNK  # numbers between rows, so that eight rows lie in different banks
@@ -67,7 +67,8 @@ class _Attention:
             for name, tokens in (("q", s.queries), ("k", s.keys), ("v", s.keys))
         )
         self.y = argument("y", (s.batch, s.queries, s.heads, s.size), self.dtype)
-        with grid(WARP * WARPS, -(-s.queries // QUERIES), s.heads, s.batch, at_once=AT_ONCE) as (thread, block, head, n):
+        blocks = (-(-s.queries // QUERIES), s.heads, s.batch)
+        with grid(WARP * WARPS, *blocks, at_once=AT_ONCE) as (thread, block, head, n):
             self.thread, self.head, self.n = thread, head, n
             self.lane, self.warp = T.bind(T.floormod(thread, WARP)), T.bind(T.floordiv(thread, WARP))
             self.first = T.bind(block * QUERIES)
