@@ -20,6 +20,7 @@ from compiler.staging import staged
 from compiler.trace import trace
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.components import Component, components
+from models.sampler import sampler
 from runtime import artifact
 from runtime.engine import set_num_threads
 from utils import units
@@ -77,10 +78,14 @@ def _compile(
     entry = write_component(traced, native, folder, plan.facts[component.name])
     times.append(time.perf_counter())
     tracing, _, writing = (units.seconds(after - before) for before, after in itertools.pairwise(times))
+    parameters = (
+        f" and {units.size(entry.parameters.size)} of parameters ({entry.parameters.size / entry.raw_bytes:.2f} x raw)"
+        if entry.raw_bytes
+        else ""
+    )
     print(
         f"{component.name}: traced in {tracing}, {len(native.origins)} kernels compiled in "
-        f"{units.seconds(native.seconds)}, library and {units.size(entry.parameters.size)} of parameters "
-        f"({entry.parameters.size / entry.raw_bytes:.2f} x raw) written in {writing}",
+        f"{units.seconds(native.seconds)}, library{parameters} written in {writing}",
         flush=True,
     )
     return replace(entry, build_seconds=times[-1] - times[0]), native
@@ -107,6 +112,8 @@ def build(config: BuildConfig, plan: Plan) -> Path:
     size = checkpoint.size(config.height, config.width)
     print(f"{checkpoint.name}: {size[1]}x{size[0]} pixels, for {where.label}", flush=True)
     parts = components(checkpoint, *size, config.batch_size, config.merging)
+    if config.gpu is not None:
+        parts.append(sampler(checkpoint, *size, config.batch_size))
     with staged(config.output_dir) as folder:
         (folder / artifact.TOKENIZER).write_text(checkpoint.tokenizer_json, encoding="utf-8")
         make = _manifest(config, plan, checkpoint, where, size, artifact.describe(folder / artifact.TOKENIZER, folder))

@@ -23,6 +23,7 @@ TOUCHES = {
     "unet": ("batch_size", "height", "width", "winograd_tile"),
     "vae_decoder": ("batch_size", "height", "width", "winograd_tile"),
 }
+ON_GPU = {"sampler": ("batch_size", "height", "width")}
 REST = "artifact"  # what no component depends on, but the manifest does
 Facts = dict[str, str]
 
@@ -83,8 +84,9 @@ def facts(config: BuildConfig) -> dict[str, Facts]:
         "library versions": " ".join([str(SCHEMA), *versions().values()]),
     }
     found = {REST: {"--model": model[REST]}}
-    for component, names in TOUCHES.items():
+    for component, names in (TOUCHES | (ON_GPU if config.gpu else {})).items():
         flags = {flag_name(name): str(getattr(config, name)) for name in names}
         flags |= _merging(config) if component == "unet" else {}
-        found[component] = {"--model": model[component], **flags, **common}
+        part = "unet" if component in ON_GPU else component  # its latents are the UNet's
+        found[component] = {"--model": model[part], **flags, **common}
     return found

@@ -116,30 +116,41 @@ class Engine:
         return self.bind(function, **dict(zip(names, inputs, strict=True)))()
 
     def bind(self, function: str, **fixed: np.ndarray) -> Callable[..., np.ndarray]:
-        """Return ``function`` of the inputs that are not ``fixed``, in their order.
+        """Return ``function`` of the inputs that are not ``fixed``, in their order. See ``prepare``."""
+        prepared = self.prepare(function, **fixed)
+        free = [tensor for tensor in self.description.functions[function].inputs if tensor.name not in fixed]
+
+        def call(*inputs: np.ndarray) -> np.ndarray:
+            pairs = zip(free, inputs, strict=True)
+            return prepared(*(self._tensor(function, tensor, value) for tensor, value in pairs)).numpy()
+
+        return call
+
+    def prepare(self, function: str, **fixed: np.ndarray) -> Callable[..., tvm.runtime.Tensor]:
+        """Return ``function`` of tensors on the device in place of the inputs that are not ``fixed``, in their order.
 
         The fixed ones are copied to the device here, and what depends on them only is computed here, once. Those that
-        the function's context takes must be among them.
+        the function's context takes must be among them. On a GPU the call does not wait for its result.
         """
         description = self.description.functions[function]
         types = {tensor.name: tensor for tensor in description.inputs}
         kept = {name: self._tensor(function, types[name], value) for name, value in fixed.items()}
-        free = [name for name in types if name not in kept]
         cached: list[tvm.runtime.Tensor] = []
+        order = list(types)
         if description.context is not None:
             names = [tensor.name for tensor in self.description.functions[description.context].inputs]
             cached = list(self._run(description.context, *(kept[name] for name in names)))
-            types = {name: tensor for name, tensor in types.items() if name not in names}
+            order = [name for name in order if name not in names]
 
-        def call(*inputs: np.ndarray) -> np.ndarray:
-            given = dict(zip(free, inputs, strict=True))
-            tensors = [
-                self._tensor(function, tensor, given[name]) if name in given else kept[name]
-                for name, tensor in types.items()
-            ]
-            return self._run(function, *tensors, *cached).numpy()
+        def call(*tensors: tvm.runtime.Tensor) -> tvm.runtime.Tensor:
+            free = iter(tensors)
+            return self._run(function, *(kept[name] if name in kept else next(free) for name in order), *cached)
 
         return call
+
+    def place(self, value: np.ndarray) -> tvm.runtime.Tensor:
+        """Copy an array to the device."""
+        return tvm.runtime.tensor(value, self.device)
 
     def _run(self, function: str, *tensors: tvm.runtime.Tensor) -> Any:
         """Call a function of the library with all parameters.

@@ -6,17 +6,22 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import schedulers
 from runtime.artifact import TOKENIZER, Artifact, Manifest
-from runtime.signature import FUNCTIONS, check_functions
+from runtime.signature import check_functions, needed
 from runtime.tokenizer import Tokenizer
 from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
+from schedulers.combination import moves
 from utils import units
 from utils.errors import UserError
 from utils.memory import available_memory
+
+if TYPE_CHECKING:
+    from runtime.device_loop import Done
 
 KEPT_PROMPTS = 16
 UNet = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of latents and timestep; it has the prompts already
@@ -64,10 +69,20 @@ class Step:
     count: int
     timestep: float
     sigma: float
-    x_t: np.ndarray
-    eps: np.ndarray
+    read_x_t: Callable[[], np.ndarray]
+    read_eps: Callable[[], np.ndarray]
     start: float
     seconds: float
+
+    @property
+    def x_t(self) -> np.ndarray:
+        """The latents after the step."""
+        return self.read_x_t()
+
+    @property
+    def eps(self) -> np.ndarray:
+        """The UNet's output after guidance."""
+        return self.read_eps()
 
 
 class NotFinite(UserError):
@@ -99,7 +114,7 @@ class Pipeline:
         if self.manifest.on_gpu:
             _require_memory(self.manifest, target.available_global_memory)
         self.num_threads = engine.set_num_threads(num_threads)
-        self.engines = {name: engine.Engine(artifact, name, target) for name in FUNCTIONS}
+        self.engines = {name: engine.Engine(artifact, name, target) for name in needed(self.manifest)}
         if self.manifest.on_gpu:
             from runtime.verification import verify_once
 
@@ -136,6 +151,8 @@ class Pipeline:
         scheduler = request.scheduler(self.manifest)
         noise = per_picture([NoiseGenerator(seed) for seed in seeds])
         x_t = noise((len(seeds), *self.latent_shape)) * np.float32(scheduler.init_noise_sigma)
+        if self.manifest.on_gpu and scheduler.is_linear:
+            return self._denoise_on_device(request, scheduler, x_t, noise)
         unet = self.engines["unet"].bind("guided" if request.guided else "unguided", context=self.context(request))
         return self._denoise(request, scheduler, unet, x_t, noise)
 
@@ -148,10 +165,42 @@ class Pipeline:
             eps = self._predict(request, scheduler.scale_model_input(x_t, i), t, unet)
             x_t = scheduler.step(eps, i, x_t, noise)
             seconds = time.perf_counter() - start
-            yield Step(i, count, float(t), float(scheduler.sigmas[i]), x_t, eps, start, seconds)
+            read = functools.partial(np.asarray, x_t), functools.partial(np.asarray, eps)
+            yield Step(i, count, float(t), float(scheduler.sigmas[i]), *read, start, seconds)
             where = f" at step {i + 1} of {count} (timestep {t:g})"
             _require_finite(eps, "unet", where)
             _require_finite(x_t, "scheduler", where)
+
+    def _denoise_on_device(
+        self, request: Request, scheduler: Scheduler, x_t: np.ndarray, noise: Noise
+    ) -> Iterator[Step]:
+        """Denoise without a word from the host between two steps; NaN and Inf are found at the end."""
+        from runtime.device_loop import DeviceLoop
+
+        pictures, count, scale = len(x_t), len(scheduler.timesteps), np.float32(request.guidance_scale)
+
+        def whole(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.repeat(x[:1], self.batch_size - pictures, axis=0)])
+
+        def read_x(done: Done) -> np.ndarray:
+            return done.x.numpy()[:pictures]
+
+        def read_eps(done: Done) -> np.ndarray:
+            output = done.output.numpy()
+            if not request.guided:
+                return output[:pictures]
+            eps_uncond, eps_cond = np.split(output, 2)
+            return (eps_uncond + scale * (eps_cond - eps_uncond))[:pictures]
+
+        loop = DeviceLoop(self.engines["unet"], self.engines["sampler"], request.guided, self.context(request))
+        x_t = whole(x_t)
+        planned = moves(scheduler, request.guidance_scale if request.guided else None, x_t.shape)
+        for done in loop.run(scheduler, planned, x_t, lambda shape: whole(noise((pictures, *shape[1:])))):
+            i, seconds = done.index, time.perf_counter() - done.start
+            read = functools.partial(read_x, done), functools.partial(read_eps, done)
+            step = Step(i, count, float(scheduler.timesteps[i]), float(scheduler.sigmas[i]), *read, done.start, seconds)
+            yield step
+        _require_finite(step.x_t, "unet", " in a step; --enable-debug shows which")
 
     def _predict(self, request: Request, x: np.ndarray, t: float, unet: UNet) -> np.ndarray:
         """Call the UNet once and return its output for each picture, float32, after guidance."""

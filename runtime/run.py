@@ -96,7 +96,8 @@ def picture_info(request: Request, scheduler: Scheduler, manifest: Manifest) -> 
 
 def debug_line(step: Step, seeds: Sequence[int]) -> str:
     """Return a step as one line of JSON. What is no number (NaN, infinite) is null."""
-    finite = step.x_t[np.isfinite(step.x_t)]
+    x_t = step.x_t
+    finite = x_t[np.isfinite(x_t)]
     values = {
         "step": step.index + 1,
         "of": step.count,
@@ -105,7 +106,7 @@ def debug_line(step: Step, seeds: Sequence[int]) -> str:
         "sigma": step.sigma if math.isfinite(step.sigma) else None,
         "latent_min": float(finite.min()) if finite.size else None,
         "latent_max": float(finite.max()) if finite.size else None,
-        "nan": int(np.isnan(step.x_t).sum()),
+        "nan": int(np.isnan(x_t).sum()),
         "seconds": round(step.seconds, 6),
     }
     return json.dumps(values, allow_nan=False)

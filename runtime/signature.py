@@ -6,7 +6,13 @@ from runtime.artifact import FunctionType, Manifest, TensorType
 from utils.errors import UserError
 
 FUNCTIONS = {"text_encoder": ("encode",), "unet": ("guided", "unguided"), "vae_decoder": ("decode",)}
+ON_GPU = {"sampler": ("guided", "guided_input", "unguided")}  # what else runs there: see runtime.device_loop
 Types = tuple[list[TensorType], list[TensorType]]  # inputs, outputs
+
+
+def needed(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """Return the components that the pipeline loads, and their functions."""
+    return FUNCTIONS | (ON_GPU if manifest.on_gpu else {})
 
 
 def check_functions(manifest: Manifest) -> None:
@@ -16,7 +22,7 @@ def check_functions(manifest: Manifest) -> None:
         UserError: naming the function that is missing or takes or gives something else.
     """
     found: dict[tuple[str, str], FunctionType] = {}
-    for component, functions in FUNCTIONS.items():
+    for component, functions in needed(manifest).items():
         if component not in manifest.components:
             raise UserError(f"the artifact has no {component}; build it again")
         for function in functions:
@@ -27,6 +33,8 @@ def check_functions(manifest: Manifest) -> None:
         wanted = _wanted(found, manifest)
     except (ValueError, IndexError):
         raise UserError("the artifact's functions have shapes that do not fit each other; build it again") from None
+    if manifest.on_gpu:
+        wanted |= _sampler(found)
     for (component, function), (inputs, outputs) in wanted.items():
         own = found[component, function]
         given = [TensorType("", tensor.shape, tensor.dtype) for tensor in own.outputs]
@@ -62,3 +70,18 @@ def _wanted(found: dict[tuple[str, str], FunctionType], manifest: Manifest) -> d
             [TensorType("", picture, "float32")],
         ),
     }
+
+
+def _sampler(found: dict[tuple[str, str], FunctionType]) -> dict[tuple[str, str], Types]:
+    """Return what the sampler's functions are to take and to give, from the UNet's shapes and how many they take."""
+    one, two = (found["unet", name].inputs[0].shape for name in ("unguided", "guided"))
+    types = {}
+    for name, batch, rows in (("guided", two, 1), ("guided_input", two, 2), ("unguided", one, 1)):
+        kinds = [tensor.name.rstrip("0123456789") for tensor in found["sampler", name].inputs]
+        latents, outputs = kinds.count("latents"), kinds.count("output")
+        columns = latents + outputs * batch[0] // one[0]
+        inputs = [TensorType("factors", [rows, columns], "float32")]
+        inputs += [TensorType(f"latents{i}", one, "float32") for i in range(latents)]
+        inputs += [TensorType(f"output{i}", batch, "float32") for i in range(outputs)]
+        types["sampler", name] = inputs, [TensorType("", [rows * one[0], *one[1:]], "float32")]
+    return types

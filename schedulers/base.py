@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
+from schedulers.combination import Combination
 from schedulers.noise import Noise
 from schedulers.settings import Settings
 from utils.errors import UserError
@@ -51,15 +53,20 @@ class Scheduler(ABC):
             raise UserError(f"--steps must be 1 or more, not {steps}")
         self._plan(steps)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether each step adds multiples of what was before, and no more."""
+        return True
+
     @abstractmethod
     def _plan(self, steps: int) -> None:
         """Set ``timesteps`` and ``sigmas``."""
 
-    def scale_model_input(self, x: np.ndarray, i: int) -> np.ndarray:
+    def scale_model_input(self, x: Any, i: int) -> Any:
         """Return what the model is to see in place of x at step i."""
         return x
 
-    def step(self, model_output: np.ndarray, i: int, x: np.ndarray, noise: Noise | None = None) -> np.ndarray:
+    def step(self, model_output: Any, i: int, x: Any, noise: Callable[..., Any] | None = None) -> Any:
         """Return x for step i + 1, float32, of x's shape.
 
         Steps are taken in order from 0: some samplers remember the outputs before.
@@ -67,10 +74,13 @@ class Scheduler(ABC):
         Args:
             model_output: float32, of x's shape.
             i: index in ``timesteps``.
-            x: float32, the picture so far.
+            x: float32, the picture so far. Where the sampler ``is_linear``, a Combination will do, as will outputs and
+                noise, and a Combination is returned.
             noise: where fresh noise is drawn from; euler-ancestral needs it, the others do not call it.
         """
-        return self._advance(np.asarray(model_output, np.float32), i, np.asarray(x, np.float32), noise)
+        if not isinstance(x, Combination):
+            model_output, x = np.asarray(model_output, np.float32), np.asarray(x, np.float32)
+        return self._advance(model_output, i, x, noise)  # type: ignore[arg-type]  # a Combination does as an array does
 
     @abstractmethod
     def _advance(self, model_output: np.ndarray, i: int, x: np.ndarray, noise: Noise | None) -> np.ndarray:

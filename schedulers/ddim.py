@@ -38,6 +38,11 @@ class DDIMScheduler(DiscreteScheduler):
         alpha_bar = alphas_cumprod(settings, rescale=settings.rescale_betas_zero_snr)
         super().__init__(settings, alpha_bar, settings.set_alpha_to_one)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether x_0 is neither clipped nor thresholded."""
+        return not (self.settings.thresholding or self.settings.clip_sample)
+
     def _plan(self, steps: int) -> None:
         self.timesteps = self._visit(steps)
         if self.settings.prediction_type == "epsilon" and self._alpha_bar[self.timesteps[0]] == 0:

@@ -76,6 +76,11 @@ class DPMSolverScheduler(Scheduler):
         self._alpha_bar = self.settings.training_alpha_bar()
         self._training_sigmas = sigmas_of(self._alpha_bar)
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether x_0 is not thresholded."""
+        return not self.settings.thresholding
+
     def _plan(self, steps: int) -> None:
         config, training = self.settings, self._training_sigmas
         sigmas = config.chosen_sigmas(training[-1], training[0], steps)

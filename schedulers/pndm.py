@@ -6,8 +6,10 @@ twice. Without it the first three steps are Runge-Kutta steps of four model call
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -91,7 +93,7 @@ class PNDMScheduler(DiscreteScheduler):
     def _runge_kutta(self, model_output: np.ndarray, i: int, x: np.ndarray) -> np.ndarray:
         stage = i % 4
         if stage == 0:
-            self._start_x, self._sum = x, np.zeros_like(x)
+            self._start_x, self._sum = x, np.float32(0) * x
             self._outputs.insert(0, model_output)
         self._sum = self._sum + np.float32(_RUNGE_KUTTA[stage]) * model_output
         return self._sum if stage == 3 else model_output
@@ -103,7 +105,7 @@ class PNDMScheduler(DiscreteScheduler):
             self._start_x = x
         self._outputs = [model_output, *self._outputs[:3]]
         weights = np.array(_MULTISTEP[len(self._outputs) - 1], np.float32)
-        return sum((w * output for w, output in zip(weights, self._outputs, strict=True)), np.zeros_like(x))
+        return reduce(operator.add, (w * output for w, output in zip(weights, self._outputs, strict=True)))
 
     def _transfer(self, model_output: np.ndarray, x: np.ndarray, origin: int, target: int) -> np.ndarray:
         """Move x from one timestep to another along one estimate of the noise (the paper's transfer part)."""

@@ -60,6 +60,7 @@ static std::vector<Warp> warps;
 static ucontext_t scheduler;
 static int current;
 static long arrivals;
+static int threads[3];  // of a block
 static std::function<void()> body;
 
 [[noreturn]] inline void fail(const char* what) {
@@ -69,7 +70,7 @@ static std::function<void()> body;
 
 inline void enter(int fiber) {
   current = fiber;
-  threadIdx = {fiber, 0, 0};
+  threadIdx = {fiber % threads[0], fiber / threads[0] % threads[1], fiber / threads[0] / threads[1]};
 }
 
 inline void wait_for(long& arrived, long members) {
@@ -98,9 +99,10 @@ inline void run_thread() {
 }
 
 // Runs all threads of a block; those that wait for others that never come are noticed.
-inline void run_block(int threads) {
-  fibers = std::vector<Fiber>(threads);
-  warps = std::vector<Warp>((threads + kWarp - 1) / kWarp);
+inline void run_block() {
+  const int count = threads[0] * threads[1] * threads[2];
+  fibers = std::vector<Fiber>(count);
+  warps = std::vector<Warp>((count + kWarp - 1) / kWarp);
   arrivals = 0;
   std::memset(shared, 0xff, sizeof shared);  // NaN
   for (Fiber& fiber : fibers) {
@@ -109,12 +111,12 @@ inline void run_block(int threads) {
     fiber.context.uc_stack.ss_size = fiber.stack.size();
     makecontext(&fiber.context, run_thread, 0);
   }
-  for (int round = 0, left = threads, idle = 0; left; ++round) {
+  for (int round = 0, left = count, idle = 0; left; ++round) {
     const int before = left;
     long met = arrivals;
     for (const Warp& w : warps) met += w.arrivals;
-    for (int i = 0; i < threads; ++i) {
-      const int fiber = round % 2 ? i : threads - 1 - i;
+    for (int i = 0; i < count; ++i) {
+      const int fiber = round % 2 ? i : count - 1 - i;
       if (fibers[fiber].done) continue;
       enter(fiber);
       swapcontext(&scheduler, &fibers[fiber].context);
@@ -129,13 +131,14 @@ inline void run_block(int threads) {
 // A function in TVM's calling convention: pointers, then the extents that `tags` names.
 template <typename Kernel>
 int launch(const TVMFFIAny* arguments, int pointers, const char* const* tags, int count, Kernel kernel) {
-  int extents[3] = {1, 1, 1}, threads = 1;
+  int extents[3] = {1, 1, 1};
+  threads[0] = threads[1] = threads[2] = 1;
   void* given[32];
   for (int i = 0; i < pointers; ++i) given[i] = arguments[i].v_ptr;
   for (int i = 0; i < count; ++i) {
     const int64_t value = arguments[pointers + i].v_int64;
     if (!std::strncmp(tags[i], "blockIdx.", 9)) extents[tags[i][9] - 'x'] = static_cast<int>(value);
-    else if (!std::strcmp(tags[i], "threadIdx.x")) threads = static_cast<int>(value);
+    else if (!std::strncmp(tags[i], "threadIdx.", 10)) threads[tags[i][10] - 'x'] = static_cast<int>(value);
     else if (std::strcmp(tags[i], "tirx.use_dyn_shared_memory")) fail(tags[i]);
     else if (value > static_cast<int64_t>(sizeof shared)) fail("more shared memory than there is");
   }
@@ -144,7 +147,7 @@ int launch(const TVMFFIAny* arguments, int pointers, const char* const* tags, in
     for (int y = 0; y < extents[1]; ++y)
       for (int x = 0; x < extents[0]; ++x) {
         blockIdx = {x, y, z};
-        run_block(threads);
+        run_block();
       }
   return 0;
 }
