@@ -174,7 +174,7 @@ class Pipeline:
     def _denoise_on_device(
         self, request: Request, scheduler: Scheduler, x_t: np.ndarray, noise: Noise
     ) -> Iterator[Step]:
-        """Denoise without a word from the host between two steps; NaN and Inf are found at the end."""
+        """Denoise without a word from the host between two steps, and wait for the last; NaN and Inf are found then."""
         from runtime.device_loop import DeviceLoop
 
         pictures, count, scale = len(x_t), len(scheduler.timesteps), np.float32(request.guidance_scale)
@@ -196,7 +196,10 @@ class Pipeline:
         x_t = whole(x_t)
         planned = moves(scheduler, request.guidance_scale if request.guided else None, x_t.shape)
         for done in loop.run(scheduler, planned, x_t, lambda shape: whole(noise((pictures, *shape[1:])))):
-            i, seconds = done.index, time.perf_counter() - done.start
+            i = done.index
+            if i == count - 1:
+                read_x(done)  # the seconds of the last step are those of all that was launched and not done yet
+            seconds = time.perf_counter() - done.start
             read = functools.partial(read_x, done), functools.partial(read_eps, done)
             step = Step(i, count, float(scheduler.timesteps[i]), float(scheduler.sigmas[i]), *read, done.start, seconds)
             yield step

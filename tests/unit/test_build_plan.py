@@ -52,6 +52,17 @@ def test_nothing_changed(tmp_path):
     assert plan.unchanged is not None and set(plan.found) == set(COMPONENTS) and plan.reasons == {}
 
 
+def test_a_gpu_of_another_architecture_takes_all_anew_and_has_a_sampler(tmp_path):
+    first, second = (config(tmp_path / "a", target="cuda", cuda_arch=arch) for arch in ("sm_80", "sm_90"))
+    on_cpu, wanted, other = facts(config(tmp_path / "a")), facts(first), facts(second)
+    assert set(wanted) == {*on_cpu, "sampler"}
+    for name in (*COMPONENTS, "sampler"):
+        assert wanted[name] != other[name] and wanted[name]["--target"] == "sm_80"
+        assert wanted[name]["--dtype"] == "float16"
+    same = config(tmp_path / "a", cuda_arch="sm_80", target='{"kind": "cuda"}')
+    assert facts(same) == wanted
+
+
 @pytest.mark.parametrize(
     ("flags", "rebuilt", "reason"),
     [
