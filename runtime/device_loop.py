@@ -1,6 +1,6 @@
 """The denoising loop on a GPU: latents, guidance and the sampler's steps never leave it.
 
-A linear sampler says all of its factors before the first step (see ``schedulers.combination``). They, the timesteps and
+A linear sampler says all of its factors before the first step (see ``schedulers.moves``). They, the timesteps and
 the noise are copied to the device at once; then the loop only launches kernels, and whoever reads the latents waits.
 """
 
@@ -16,7 +16,8 @@ import numpy as np
 from runtime.artifact import FunctionType
 from runtime.engine import Engine
 from schedulers import Noise, Scheduler
-from schedulers.combination import Combination, Move
+from schedulers.combination import Combination
+from schedulers.moves import Move
 
 Key = tuple[str, int]  # "x", "output" or "noise", and the step; of a combination's keys the first two
 Tensor = Any  # on the device

@@ -15,7 +15,7 @@ from runtime.artifact import TOKENIZER, Artifact, Manifest
 from runtime.signature import check_functions, needed
 from runtime.tokenizer import Tokenizer
 from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
-from schedulers.combination import moves
+from schedulers.moves import moves
 from utils import units
 from utils.errors import UserError
 from utils.memory import available_memory

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import schedulers
-from schedulers.combination import Combination, moves
+from schedulers.combination import Combination
+from schedulers.moves import moves
 
 CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 DDIM = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
