@@ -18,6 +18,7 @@ from compiler.gpu.threads import (
     EDGE,
     LEFT,
     NARROW,
+    QUAD,
     RIGHT,
     SUMS,
     WARP,
@@ -41,7 +42,6 @@ AT_ONCE = 2  # blocks of a multiprocessor, at the least
 LARGEST = 192  # numbers of a head that registers hold
 MASKED = -1e30  # finite: a row that is masked everywhere gives a number
 PADDING = CHUNK  # numbers between rows, so that eight rows lie in different banks
-QUAD = 4  # lanes that share a row
 
 
 def accepts(shape: AttentionShape) -> bool:
