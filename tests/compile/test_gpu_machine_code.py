@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import tvm
-from tvm import relax, tirx
-from tvm.relax import vm_build
+from tvm import relax
 
+from compiler.codegen import bytecode
 from compiler.costs import FLOPS
 from compiler.gpu.cuda_code import compile_cuda, split
 from compiler.gpu.machine import Gpu
@@ -83,10 +83,9 @@ def compiled(component: Component, archs: Sequence[str], folder: Path) -> list[l
     gpu = Gpu(archs[0], "float16")
     lowered = lower(trace(component), gpu, enabled(""), set()).functions
     counts = calls(lowered)
-    left = vm_build._vmcodegen(relax.ExecBuilder(), lowered, "bytecode")
-    functions = {v: f for v, f in left.functions_items() if isinstance(f, tirx.PrimFunc)}
-    flops = {v.name_hint: int(f.attrs[FLOPS]) * counts[v.name_hint] for v, f in functions.items()}
-    code = split(tvm.IRModule(functions), gpu_target(gpu))
+    kernels = bytecode(relax.ExecBuilder(), lowered)
+    flops = {v.name_hint: int(f.attrs[FLOPS]) * counts[v.name_hint] for v, f in kernels.functions_items()}
+    code = split(kernels, gpu_target(gpu))
     assert all(any(tag.startswith("threadIdx") for tag in launch.parameters) for launch in code.launches.values())
     with ThreadPoolExecutor() as threads:
         paths = threads.map(lambda arch: compile_cuda(code.source, arch, folder, arch), archs)
