@@ -24,6 +24,7 @@ from compiler.verify import reference, verify
 from models.components import Component
 from runtime import artifact
 from runtime.engine import Engine
+from runtime.gpu import is_usable
 from runtime.parameters import write_parameters
 from runtime.verification import OUTPUT, parity
 from utils import units
@@ -124,7 +125,7 @@ class ForGpu(Destination):
         self.target = {"kind": "cuda", "arch": arch}
         self.features: list[str] = []
         present = present_arch()
-        self.is_here = present is not None and runs_on(arch, present)
+        self.is_here = present is not None and runs_on(arch, present) and is_usable()
 
     def compile(self, component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
         gpu = self._in_range(component)

@@ -9,23 +9,30 @@ import tvm
 
 from runtime.artifact import DeviceCode, Manifest
 from utils.errors import UserError
-from utils.gpu import nearest_arch, runs_on
+from utils.gpu import nearest_arch, present_arch, runs_on
 
 OUT_OF_MEMORY = ("out of memory", "OUT_OF_MEMORY", "cudaErrorMemoryAllocation")
 CREATE, METADATA = "ffi.Module.create.cuda", "runtime.LoadMetaDataFromJSON"
+
+
+def is_usable() -> bool:
+    """Tell whether TVM's part for CUDA was loaded: it needs the driver, and the runtime library of CUDA 13."""
+    return tvm.get_global_func(CREATE, allow_missing=True) is not None
 
 
 def require_gpu(manifest: Manifest) -> tvm.runtime.Device:
     """Return the first GPU.
 
     Raises:
-        UserError: there is none, this TVM can't use it, or the artifact's machine code is for another architecture.
+        UserError: there is none, TVM can't use it, or the artifact's machine code is for another architecture.
     """
     device, built = tvm.cuda(), str(manifest.target.get("arch"))
-    if not device.exist:
+    if present_arch() is None:
         raise UserError("the artifact is for cuda, and no GPU was found here; build one with --target llvm")
-    if tvm.get_global_func(CREATE, allow_missing=True) is None:
-        raise UserError("this TVM was built without CUDA, which the artifact needs; install another apache-tvm")
+    if not is_usable() or not device.exist:
+        raise UserError(
+            "TVM can't use the GPU: it needs libcudart.so.13; install CUDA 13, or name its folder by LD_LIBRARY_PATH"
+        )
     present = "sm_" + str(device.compute_version).replace(".", "")
     if not runs_on(built, present):
         nearest = nearest_arch(present)

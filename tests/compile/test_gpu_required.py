@@ -19,10 +19,11 @@ DEVICE = {"exist": True, "compute_version": "9.0", "device_name": "NVIDIA H200"}
 def machine(monkeypatch):
     """Return a function that gives this machine a GPU, and a TVM that can use it or not."""
 
-    def give(can_use=True, **changes):
+    def give(present="sm_90", can_use=True, **changes):
         device = SimpleNamespace(**(DEVICE | changes))
         found = tvm.get_global_func
         monkeypatch.setattr(tvm, "cuda", lambda: device)
+        monkeypatch.setattr(gpu, "present_arch", lambda: present)
         monkeypatch.setattr(
             gpu.tvm,
             "get_global_func",
@@ -47,8 +48,9 @@ def test_a_gpu_that_fits(machine):
 @pytest.mark.parametrize(
     ("arch", "changes", "words"),
     [
-        ("sm_90", {"exist": False}, ["no GPU was found here", "--target llvm"]),
-        ("sm_90", {"can_use": False}, ["TVM was built without CUDA"]),
+        ("sm_90", {"present": None}, ["no GPU was found here", "--target llvm"]),
+        ("sm_90", {"can_use": False}, ["TVM can't use the GPU", "libcudart.so.13", "LD_LIBRARY_PATH"]),
+        ("sm_90", {"exist": False}, ["TVM can't use the GPU"]),
         ("sm_80", {}, ["for sm_80", "NVIDIA H200", "is sm_90", "--cuda-arch sm_90"]),
         ("sm_89", {"compute_version": "8.6"}, ["for sm_89", "is sm_86", "--cuda-arch sm_86"]),
         ("sm_90", {"compute_version": "12.0"}, ["is sm_120", "no kernels"]),
