@@ -132,7 +132,7 @@ DRIVER = """
 import sys, types
 sys.path.insert(0, {root!r})
 sys.argv = ["build.py"] + {flags!r}
-import compiler.builder, compiler.native, runtime.engine
+import compiler.builder, compiler.destination, runtime.engine
 from utils.errors import run_script
 import build
 
@@ -152,13 +152,13 @@ runtime.engine.Engine.__call__ = lambda self, *inputs: call(self, *inputs) * flo
 """
 SIGINT = """
 import os, signal, time
-compile_ = compiler.builder.compile_component
+compile_ = compiler.destination.compile_component
 def interrupted(*arguments):
     result = compile_(*arguments)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(5)
     return result
-compiler.builder.compile_component = interrupted
+compiler.destination.compile_component = interrupted
 """
 
 
