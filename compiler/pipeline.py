@@ -20,6 +20,7 @@ from compiler.passes.lift_context import LiftContext
 from compiler.passes.lift_packing import LiftPacking
 from compiler.passes.narrow import Narrow
 from compiler.passes.schedule import ScheduleRest
+from compiler.passes.share_tensors import ShareTensors
 from compiler.passes.simplify import Simplify
 from compiler.passes.sink_transposes import SinkTransposes
 from compiler.target import Cpu
@@ -86,9 +87,11 @@ def _lower() -> list[Step]:
         Step("lower", transform.ToNonDataflow()),
         Step("lower", transform.RemovePurityChecking()),
         Step("lower", transform.CallTIRRewrite()),
+        Step("lower", transform.CanonicalizeBindings()),
         Step("lower", transform.StaticPlanBlockMemory()),
         Step("lower", transform.LowerAllocTensor()),
         Step("lower", transform.LowerRuntimeBuiltin()),
+        Step("lower", ShareTensors()),
         Step("lower", transform.ComputePrimValue()),
         Step("lower", transform.VMShapeLower()),
         Step("lower", transform.AttachGlobalSymbol()),

@@ -1,6 +1,7 @@
 """The profiler on native code: kernels add up to their function, costs are the manifest's, the price is known."""
 
 import contextlib
+import math
 import time
 
 import pytest
@@ -14,6 +15,7 @@ from runtime.profiler import Profiler
 
 CLOSE = 0.95  # share of a function's time that is in its kernels, where these are milliseconds each
 RUNS = 7
+PRICE, CALL = 1e-6, 3e-5  # seconds that it may take at a kernel and at a function
 FUNCTIONS = ["pair_context", "pair"]
 
 
@@ -69,20 +71,22 @@ def test_each_call_of_the_manifest_is_seen_and_its_flops_are_the_functions(block
 
 
 def test_the_price_of_a_kernel(block):
-    """The clock is read natively, twice a kernel: a call through Python alone would take longer than the limit.
+    """The clock is read natively, twice a kernel: calls through Python would take longer than the limit.
 
-    The fastest of many calls, on and off in turn; 0.2 us were measured.
+    The fastest calls with and without, until they tell; other work only delays that.
     """
     engine, inputs = block
-    seconds, profiler = {True: [], False: []}, Profiler({"block": engine})
-    for _ in range(60):
-        for on, times in seconds.items():
+    best, profiler = {True: math.inf, False: math.inf}, Profiler({"block": engine})
+    for count in range(1, 1001):
+        for on in best:
             with profiler if on else contextlib.nullcontext():
                 start = time.perf_counter()
                 engine("pair", *inputs)
-                times.append(time.perf_counter() - start)
-    count = sum(entry.calls for entry in profiler.entries.values()) / 60
-    assert (min(seconds[True]) - min(seconds[False])) / count < 1.5e-6
+                best[on] = min(best[on], time.perf_counter() - start)
+        kernels = sum(entry.calls for entry in profiler.entries.values()) / count
+        if count >= 60 and best[True] - best[False] < kernels * PRICE + len(FUNCTIONS) * CALL:
+            return
+    pytest.fail(f"{best} seconds for {kernels} kernels")
 
 
 def test_more_kernels_than_there_is_room_for_are_an_error(block, monkeypatch):

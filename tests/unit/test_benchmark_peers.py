@@ -1,7 +1,6 @@
 """The peers on a tiny model: each computes what the reference has, or says why not."""
 
 import os
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -269,9 +268,8 @@ def test_openvino_computes_the_same(settings):
     made.convert(["text_encoder"])
     (folder,) = settings.folder.glob("openvino-*")
     written = (folder / "text_encoder" / "model.xml").stat().st_mtime_ns
-    start = time.perf_counter()
     made.convert(["text_encoder"])
-    assert (folder / "text_encoder" / "model.xml").stat().st_mtime_ns == written and time.perf_counter() - start < 1
+    assert (folder / "text_encoder" / "model.xml").stat().st_mtime_ns == written
     assert set(made.prepare("text_encoder")) == {"convert", "load"}
     assert psnr(settings.reference("text_encoder"), made.run(settings.inputs("text_encoder"))) > 100
     assert sorted(os.listdir(folder)) == ["text_encoder"]
