@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "checkpoint"
@@ -45,40 +46,48 @@ def good_script() -> Script:
     return must_run
 
 
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared")
+class Made:
+    """Folders that the first process of the tests to ask for them makes; the others wait. Tests only read them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __call__(self, name: str, *command: object, flag: str = "--output-dir") -> Path:
+        """Return the folder that ``command`` makes where ``flag`` says."""
+        folder = self.root / name
+        with FileLock(self.root / f"{name}.lock"):
+            if not folder.is_dir():
+                must_run(*command, flag, folder)
+        return folder
 
 
 @pytest.fixture(scope="session")
-def v_checkpoint(shared: Path) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Made:
+    own = tmp_path_factory.getbasetemp()
+    return Made(own if worker_id == "master" else own.parent)
+
+
+@pytest.fixture(scope="session")
+def v_checkpoint(made: Made) -> Path:
     """A tiny checkpoint of SD 2's layout, v-prediction."""
-    folder = shared / "tiny-v"
-    must_run("-m", "models.random_checkpoint", "--arch", "tiny-sd2", "--output", folder)
-    return folder
+    return made("tiny-v", "-m", "models.random_checkpoint", "--arch", "tiny-sd2", flag="--output")
 
 
 @pytest.fixture(scope="session")
-def tiny_artifact(shared: Path) -> Path:
-    """random:tiny at its own size, 64x64. Tests only read it; they copy what they change."""
-    must_run("build.py", "--model", "random:tiny", "--output-dir", shared / "tiny-artifact")
-    return shared / "tiny-artifact"
+def tiny_artifact(made: Made) -> Path:
+    """random:tiny at its own size, 64x64."""
+    return made("tiny-artifact", "build.py", "--model", "random:tiny")
 
 
 @pytest.fixture(scope="session")
-def v_artifact(shared: Path, v_checkpoint: Path) -> Path:
-    must_run("build.py", "--model", v_checkpoint, "--output-dir", shared / "v-artifact")
-    return shared / "v-artifact"
+def v_artifact(made: Made, v_checkpoint: Path) -> Path:
+    return made("v-artifact", "build.py", "--model", v_checkpoint)
 
 
 @pytest.fixture(scope="session")
-def v_odd_artifact(shared: Path, v_checkpoint: Path) -> Path:
+def v_odd_artifact(made: Made, v_checkpoint: Path) -> Path:
     """The same at 72x104, a latent of 9x13, odd at every level; with the IR of each pass."""
-    folder = shared / "v-odd-artifact"
-    must_run(
-        "build.py", "--model", v_checkpoint, "--height", 72, "--width", 104, "--output-dir", folder, "--enable-debug"
-    )
-    return folder
+    return made("v-odd-artifact", "build.py", "--model", v_checkpoint, "--height", 72, "--width", 104, "--enable-debug")
 
 
 @pytest.fixture(scope="session")
@@ -88,6 +97,5 @@ def demo_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_artifact(shared: Path, demo_checkpoint: Path) -> Path:
-    must_run("build.py", "--output-dir", shared / "demo-artifact")  # the demo model is build.py's default
-    return shared / "demo-artifact"
+def demo_artifact(made: Made, demo_checkpoint: Path) -> Path:
+    return made("demo-artifact", "build.py")  # the demo model is build.py's default
