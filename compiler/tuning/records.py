@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import tvm
@@ -72,13 +73,15 @@ def info_of(cpu: Cpu) -> Info:
 class Records:
     """The records of one target that can be read, and how many lines can be, can't, or are of kernels since changed.
 
-    ``seconds`` has all measurements of what was chosen of a task; an empty choice is the kernel as it is.
+    ``seconds`` has all measurements of what was chosen of a task, ``order`` the median of each as they were made; an
+    empty choice is the kernel as it is.
     """
 
     workloads: dict[int, Key] = field(default_factory=dict)
     seconds: dict[Key, dict[tuple[tuple[str, int], ...], list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    order: dict[Key, list[tuple[tuple[tuple[str, int], ...], float]]] = field(default_factory=lambda: defaultdict(list))
     measurements: int = 0
     damaged: int = 0
     outdated: int = 0
@@ -88,7 +91,9 @@ class Records:
 
     def add(self, key: Key, chosen: Mapping[str, int], seconds: list[float]) -> None:
         """Note one more measurement."""
-        self.seconds[key][tuple(sorted(chosen.items()))].extend(seconds)
+        choice = tuple(sorted(chosen.items()))
+        self.seconds[key][choice].extend(seconds)
+        self.order[key].append((choice, statistics.median(seconds)))
         self.measurements += 1
 
     def time(self, key: Key, chosen: Mapping[str, int]) -> float | None:
@@ -97,9 +102,18 @@ class Records:
         return statistics.median(times) if times else None
 
     def best(self, key: Key) -> tuple[Chosen, float] | None:
-        """Return the fastest choice of a task that did not fail, and its seconds."""
+        """Return the fastest choice of a task that neither failed nor was refuted, and its seconds.
+
+        Refuted is what was not faster when the kernel as it is had been timed just before: other measurements may be
+        of a time when the machine was slower.
+        """
+        refuted = {
+            chosen
+            for (before, own), (chosen, seconds) in pairwise(self.order.get(key, []))
+            if chosen and not before and seconds >= own * (1 - MARGIN)
+        }
         tried = self.seconds.get(key, {})
-        found = {chosen: statistics.median(times) for chosen, times in tried.items()}
+        found = {chosen: statistics.median(times) for chosen, times in tried.items() if chosen not in refuted}
         fastest = min(found, key=lambda chosen: found[chosen], default=None)
         return None if fastest is None or found[fastest] >= FAILED else (dict(fastest), found[fastest])
 

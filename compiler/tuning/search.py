@@ -125,13 +125,16 @@ class Tuner:
     def _confirm(self, search: Search) -> Iterator[str]:
         """Time a new best and the kernel as it is once more, in turn: the luckiest of many is not the fastest.
 
-        What is the best after that is timed again as well, unless it was.
+        One round without a gain refutes it. What is the best after that is timed again as well, unless it was.
         """
-        while (best := search.best[0]) and best not in search.confirmed:
+        records, key = search.writer.records, search.task.key
+        while records.gains(key) and (best := search.best[0]) not in search.confirmed:
             search.confirmed.append(best)
             for _ in range(CONFIRMATIONS):
                 for _ in self._measure(search, [{}, best]):
                     yield self._state(search)
+                if search.best[0] != best:
+                    break
 
     def _state(self, search: Search) -> str:
         total, own = (
