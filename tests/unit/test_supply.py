@@ -14,11 +14,12 @@ SOURCES = sorted(  # but tests, which make the pickles that are to be refused
     for path in ROOT.rglob("*.py")
     if not any(part.startswith(".") or part == "tests" for part in path.relative_to(ROOT).parts)
 )
+LOCKED_FOR = {"python_version": "3.11"}
 LOADERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # what they read, they run
 
 
 def requirements(name):
-    """Return the requirements of a file and of those that it includes."""
+    """Return the requirements of a file and of those that it includes, for the Python that the lock is for."""
     found = []
     for line in (ROOT / name).read_text().splitlines():
         line = line.partition(" #")[0].strip()
@@ -26,7 +27,7 @@ def requirements(name):
             found += requirements(line[3:])
         elif line and not line.startswith("#"):
             found.append(Requirement(line))
-    return found
+    return [r for r in found if r.marker is None or r.marker.evaluate(LOCKED_FOR)]
 
 
 def locked():
