@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python inference.py --artifacts-dir artifacts --output-dir outputs --seed 2
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest
 
 test-long: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m long

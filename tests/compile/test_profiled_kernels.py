@@ -15,7 +15,7 @@ from runtime.profiler import Profiler
 
 CLOSE = 0.95  # share of a function's time that is in its kernels, where these are milliseconds each
 RUNS = 7
-PRICE, CALL = 1e-6, 3e-5  # seconds that it may take at a kernel and at a function
+PRICE, CALL = 1e-6, 1e-4  # seconds that it may take at a kernel and at a function
 FUNCTIONS = ["pair_context", "pair"]
 
 
