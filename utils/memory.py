@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from utils.groups import groups, number
+
 STATUS, MEMINFO = Path("/proc/self/status"), Path("/proc/meminfo")
-GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+FILES = {1: ("limit_in_bytes", "usage_in_bytes", "total_inactive_file"), 2: ("max", "current", "inactive_file")}
 
 
 def _field(path: Path, name: str, unit: int = 1024) -> int | None:
@@ -41,7 +43,7 @@ def total_memory() -> int | None:
 def available_memory() -> int | None:
     """Return the bytes that this process may still use without swapping, or None where the system doesn't tell.
 
-    It is the least of what the system has, of what is left in each control group (version 2) that the process is in,
+    It is the least of what the system has, of what is left in each control group that the process is in,
     and of what its own limit of address space leaves. What only caches files counts as free.
     """
     found = [_field(MEMINFO, "MemAvailable"), *_left_in_groups(), _left_of_address_space()]
@@ -49,25 +51,11 @@ def available_memory() -> int | None:
 
 
 def _left_in_groups() -> Iterator[int]:
-    try:
-        own = next(line[3:] for line in GROUP.read_text().splitlines() if line.startswith("0::"))
-    except (OSError, StopIteration):
-        return
-    folder = GROUPS / own.lstrip("/")
-    for group in (folder, *folder.parents):
-        limit, used = (_number(group / f"memory.{name}") for name in ("max", "current"))
+    for folder, version in groups("memory"):
+        *files, cached = FILES[version]
+        limit, used = (number(folder / f"memory.{name}") for name in files)
         if limit is not None and used is not None:
-            yield max(0, limit - used + (_field(group / "memory.stat", "inactive_file", 1) or 0))
-        if group == GROUPS:
-            return
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() else None  # "max" where there is no limit
+            yield max(0, limit - used + (_field(folder / "memory.stat", cached, 1) or 0))
 
 
 def _left_of_address_space() -> int | None:
