@@ -27,10 +27,10 @@ from compiler.tuning.records import (
     Key,
     Records,
     Writer,
+    kind_of,
     measured,
     read,
     read_info,
-    target_name,
 )
 from compiler.tuning.reference import agrees
 from runtime.artifact import Artifact
@@ -56,7 +56,7 @@ EXAMPLES = """
 class DatabaseConfig:
     """What ``python -m compiler.database`` works on."""
 
-    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
+    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a kind of machine")
     artifacts_dir: Path | None = flag(None, "status: also the coverage of this artifact")
     source: Path | None = flag(None, "merge: the other database")
     gains_only: bool = flag(False, "merge: only tasks that a record makes faster, as a database that is handed on")
@@ -68,7 +68,7 @@ class DatabaseConfig:
                 raise UserError(f"{name} {folder}: no such folder; build.py --tune-minutes makes one")
 
 
-def _targets(database: Path) -> Iterator[tuple[Path, Info, Records]]:
+def _folders(database: Path) -> Iterator[tuple[Path, Info, Records]]:
     for folder in sorted(path for path in database.iterdir() if (path / RECORDS).is_file()):
         info = read_info(folder)
         if info is None:
@@ -85,13 +85,13 @@ def _kept(records: Records, key: Key) -> list[tuple[Chosen, float]]:
 
 
 def status(config: DatabaseConfig) -> None:
-    """Print what each target has, and what the best is against the kernels as they are."""
-    for folder, info, records in _targets(config.database_dir):
+    """Print what each folder has, and what the best is against the kernels as they are."""
+    for folder, info, records in _folders(config.database_dir):
         old = f", {records.outdated} of kernels that have changed since" if records.outdated else ""
         damaged = f", {records.damaged} damaged lines" if records.damaged else ""
         print(
             f"{folder.name}: {len(records.seconds)} tasks, {len(records)} measurements{old}{damaged}; {info.device}, "
-            f"{info.cores} cores, TVM {info.tvm}, {info.begun} to {info.updated}, {info.minutes:.0f} minutes"
+            f"{info.kind.cores} cores, TVM {info.tvm}, {info.begun} to {info.updated}, {info.minutes:.0f} minutes"
         )
         ratios = []
         for key in records.seconds:
@@ -118,8 +118,8 @@ def merge(config: DatabaseConfig) -> None:
     """Take over the best of each task of another database, and the kernel as it is; what was measured here stays."""
     if config.source is None:
         raise UserError("merge needs --source, the other database")
-    for folder, info, records in _targets(config.source):
-        own = config.database_dir / folder.name
+    for folder, info, records in _folders(config.source):
+        own = config.database_dir / info.kind.name
         with locked("--database-dir", own, "tunes", "wait for it"):
             writer, taken = Writer(config.database_dir, _cpu_of(folder), info), 0
             modules = _modules(folder)
@@ -130,7 +130,7 @@ def merge(config: DatabaseConfig) -> None:
                         writer.commit(key, modules[key].mod, chosen, [seconds * scale])
                         taken += 1
             writer.close(info.minutes if taken else 0.0)
-        print(f"{folder.name}: {taken} measurements taken over")
+        print(f"{info.kind.name}: {taken} measurements taken over")
 
 
 def _scale(here: float | None, there: float | None) -> float:
@@ -158,7 +158,7 @@ def prune(config: DatabaseConfig) -> None:
 
     The file is replaced at one stroke, and tasks keep their numbers.
     """
-    for folder, _, records in _targets(config.database_dir):
+    for folder, _, records in _folders(config.database_dir):
         with locked("--database-dir", folder, "tunes", "wait for it"):
             lines = (folder / RECORDS).read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _is_worth_keeping(line, records)]
@@ -184,9 +184,9 @@ def check(config: DatabaseConfig) -> None:
         UserError: a result is wrong; the task is named.
     """
     cpu: Cpu = resolve_target("llvm")
-    for folder, info, records in _targets(config.database_dir):
-        if info.target != target_name(cpu) or info.features != cpu.features:
-            say(f"{folder.name}: left out, this is another CPU")
+    for folder, info, records in _folders(config.database_dir):
+        if info.kind != kind_of(cpu):
+            say(f"{folder.name}: left out, this is another kind of machine")
             continue
         wrong = []
         for key in progress(list(records.seconds), folder.name):
@@ -222,7 +222,7 @@ def export(config: DatabaseConfig) -> None:
                 for best in [records.best((name, arguments))]
             ],
         }
-        for folder, info, records in _targets(config.database_dir)
+        for folder, info, records in _folders(config.database_dir)
     }
     text = json.dumps(targets, indent=1) + "\n"
     if config.json is None:

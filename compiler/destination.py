@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import tvm
 
+from compiler.codegen import linker
 from compiler.gpu import native as gpu_native
 from compiler.gpu.cuda_code import require_nvcc
 from compiler.gpu.machine import Gpu
 from compiler.native import Native, compile_component
-from compiler.target import require_runs_here, resolve_target
+from compiler.target import packing_host, resolve_target, why_not_here
 from compiler.trace import Traced
-from compiler.tuning.records import usable
+from compiler.tuning.records import Records, usable
 from compiler.verify import reference, verify
 from models.components import Component
 from runtime import artifact
@@ -52,61 +53,90 @@ def _decibels(psnr: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.1f} dB" for name, value in psnr.items())
 
 
+def _flops(entry: artifact.Component, native: Native) -> Shares:
+    """Return the share of the FLOPs by origin."""
+    flops = {name: float(kernel.flops * sum(kernel.calls.values())) for name, kernel in entry.kernels.items()}
+    return _shares(flops, native.origins)
+
+
 class Destination(ABC):
     """A machine that code is made for. ``label`` names it, ``target`` and ``features`` are the manifest's."""
 
     label: str
     target: dict[str, Any]
     features: list[str]
+    why_not_here: str | None  # why code can't run on this machine, where it can't
 
     @abstractmethod
     def compile(self, component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
         """Compile a component that was traced."""
 
     @abstractmethod
-    def verified(
+    def check(
         self, component: Component, entry: artifact.Component, native: Native, unverified: artifact.Artifact
-    ) -> artifact.Component:
-        """Check the parity of a component that lies in ``unverified``, print it, and return its entry with it.
+    ) -> tuple[artifact.Component, str]:
+        """Check the parity of a component that lies in ``unverified``; return its entry with it, and what it was.
 
         Raises:
             UserError: it is below the floor.
         """
 
-
-class ForCpu(Destination):
-    """The CPU that --target describes, by default this one.
-
-    Raises:
-        UserError: see ``resolve_target`` and ``require_runs_here``.
-    """
-
-    def __init__(self, config: BuildConfig) -> None:
-        cpu = resolve_target(config.target, config.precision)
-        require_runs_here(cpu)
-        self.cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
-        self.label = str(cpu.target.attrs.get("mcpu", "llvm"))
-        self.target = {"mcpu": self.label, "kind": "llvm"} if "mcpu" in cpu.target.attrs else {"kind": "llvm"}
-        self.features = cpu.features
-        self.dtype = config.precision
-        self.records, used = usable(config.database_dir, self.cpu)
-        say(used)
-
-    def compile(self, _component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
-        return compile_component(traced, self.cpu, on, debug_dir, self.records)
-
     def verified(
         self, component: Component, entry: artifact.Component, native: Native, unverified: artifact.Artifact
     ) -> artifact.Component:
+        """Check the parity of a component, print it, and return its entry with it.
+
+        Where its code can't run here, what PyTorch makes of its examples is kept for the first run where it can.
+
+        Raises:
+            UserError: it is below the floor.
+        """
         start = time.perf_counter()
+        if self.why_not_here is None:
+            entry, found = self.check(component, entry, native, unverified)
+            found = f"verified in {units.seconds(time.perf_counter() - start)}: {found}"
+        else:
+            entry = replace(entry, references=_write_references(component, unverified.folder))
+            found = f"parity was not run, as {self.why_not_here}; the first run on such a machine verifies it"
+            found += f"; FLOPs: {_percent(_flops(entry, native))}"
+        say(f"{component.name}: {found}")
+        return replace(entry, build_seconds=round(entry.build_seconds + time.perf_counter() - start, 1))
+
+
+class ForCpu(Destination):
+    """The CPU that --cpu or --target names, by default this one.
+
+    Raises:
+        UserError: see ``resolve_target``, ``linker`` and ``usable``.
+    """
+
+    def __init__(self, config: BuildConfig) -> None:
+        cpu = resolve_target(config.target, config.precision, config.cpu)
+        linker(cpu.triple)
+        self.cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
+        self.label = str(cpu.target.attrs.get("mcpu", "llvm"))
+        known = {name: str(cpu.target.attrs[name]) for name in ("mcpu", "mtriple") if name in cpu.target.attrs}
+        self.target = {"kind": "llvm", **known}
+        self.features = cpu.features
+        self.dtype = config.precision
+        self.why_not_here = why_not_here(cpu)
+        self.host = None if self.why_not_here is None else packing_host(cpu)
+        self.records = Records()
+        if self.why_not_here is None:
+            self.records, used = usable(config.database_dir, self.cpu)
+            if used:
+                say(used)
+
+    def compile(self, _component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
+        return compile_component(traced, self.cpu, on, debug_dir, self.records, self.host)
+
+    def check(
+        self, component: Component, entry: artifact.Component, native: Native, unverified: artifact.Artifact
+    ) -> tuple[artifact.Component, str]:
         found = verify(component, Engine(unverified, component.name, tvm.cpu()), self.dtype)
-        seconds = time.perf_counter() - start
         shares = _shares(found.seconds, native.origins)
-        say(
-            f"{component.name}: verified in {units.seconds(seconds)}: {_decibels(found.psnr)}; time: {_percent(shares)}"
-        )
         psnr = {name: round(value, 2) for name, value in found.psnr.items()}
-        return replace(entry, psnr=psnr, time_share=shares, build_seconds=round(entry.build_seconds + seconds, 1))
+        return replace(entry, psnr=psnr, time_share=shares), f"{_decibels(found.psnr)}; time: {_percent(shares)}"
 
 
 class ForGpu(Destination):
@@ -125,7 +155,8 @@ class ForGpu(Destination):
         self.target = {"kind": "cuda", "arch": arch}
         self.features: list[str] = []
         present = present_arch()
-        self.is_here = present is not None and runs_on(arch, present) and is_usable()
+        is_here = present is not None and runs_on(arch, present) and is_usable()
+        self.why_not_here = None if is_here else f"there is no {arch} here"
 
     def compile(self, component: Component, traced: Traced, on: dict[str, bool], debug_dir: Path | None) -> Native:
         gpu = self._in_range(component)
@@ -139,23 +170,14 @@ class ForGpu(Destination):
             return self.gpu
         return replace(self.gpu, dtype="bfloat16" if has_bfloat16(self.gpu.arch) else "float32")
 
-    def verified(
+    def check(
         self, component: Component, entry: artifact.Component, native: Native, unverified: artifact.Artifact
-    ) -> artifact.Component:
-        start = time.perf_counter()
+    ) -> tuple[artifact.Component, str]:
         entry = replace(entry, references=_write_references(component, unverified.folder))
-        flops = {name: float(kernel.flops * sum(kernel.calls.values())) for name, kernel in entry.kernels.items()}
-        if self.is_here:
-            engine = Engine(unverified, component.name, tvm.cuda())
-            engine.description = entry
-            entry = replace(entry, psnr=parity(unverified, engine))
-        seconds = time.perf_counter() - start
-        known = f"verified in {units.seconds(seconds)}: {_decibels(entry.psnr)}"
-        unknown = f"parity was not run, as there is no {self.label} here; the first run on one verifies it"
-        say(
-            f"{component.name}: {known if self.is_here else unknown}; FLOPs: {_percent(_shares(flops, native.origins))}"
-        )
-        return replace(entry, build_seconds=round(entry.build_seconds + seconds, 1))
+        engine = Engine(unverified, component.name, tvm.cuda())
+        engine.description = entry
+        entry = replace(entry, psnr=parity(unverified, engine))
+        return entry, f"{_decibels(entry.psnr)}; FLOPs: {_percent(_flops(entry, native))}"
 
 
 def _write_references(component: Component, folder: Path) -> artifact.File:

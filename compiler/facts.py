@@ -10,11 +10,13 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
+from compiler.tuning.kind import INFO, kind_here, read_kind
 from models.source import digests
 from runtime.artifact import SCHEMA
 from utils.command_line import flag_name
 from utils.config import ROOT, BuildConfig
-from utils.cpu import cpu_name, host_instruction_sets, physical_cores
+from utils.cpu import cache_sizes, cpu_name, host_instruction_sets, physical_cores
+from utils.targets import NATIVE
 
 VERSIONS = ("apache-tvm", "torch", "diffusers", "transformers")
 SOURCES = ("compiler", "models")
@@ -33,12 +35,19 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in VERSIONS}
 
 
-def _target(config: BuildConfig) -> str:
+def _target(config: BuildConfig) -> Facts:
+    """Return what the code is for; not by the CPU's name, under which machines differ."""
     if config.gpu is not None:
-        return config.gpu
+        return {"--target": config.gpu}
+    sizes = cache_sizes()
+    on = f"on {physical_cores()} cores with caches of {sizes.l1}, {sizes.l2} and {sizes.l3} bytes"
     if config.target.lstrip().startswith("{"):
-        return f"{config.target.strip()} on {physical_cores()} cores"
-    return " ".join([cpu_name(), f"{physical_cores()} cores", *(host_instruction_sets() or ())])
+        return {"--target": f"{config.target.strip()} {on}"}
+    name = NATIVE if config.cpu is None else config.cpu
+    if name == NATIVE:
+        sets = host_instruction_sets()
+        name = cpu_name() if sets is None else " ".join(sets)
+    return {"--cpu": f"{name} {on}"}
 
 
 def _sources() -> str:
@@ -50,10 +59,10 @@ def _sources() -> str:
 
 
 def _records(database: Path) -> str:
-    """Return a digest of the records that were measured on a CPU like this one."""
-    digest = hashlib.sha256()
-    for path in sorted(database.glob("*/info.json")):
-        if f'"device": "{cpu_name()}"' in path.read_text(encoding="utf-8", errors="replace"):
+    """Return a digest of the records that were measured on a machine like this one."""
+    digest, here = hashlib.sha256(), kind_here((), physical_cores())
+    for path in sorted(database.glob(f"*/{INFO}")):
+        if (kind := read_kind(path)) is not None and kind.is_like(here):
             for name in ("database_workload.json", "database_tuning_record.json"):
                 with contextlib.suppress(OSError):
                     digest.update(path.with_name(name).read_bytes())
@@ -77,7 +86,7 @@ def facts(config: BuildConfig) -> dict[str, Facts]:
     """
     model = digests(config.model)
     common = {
-        "--target": _target(config),
+        **_target(config),
         "--dtype": config.precision,
         "sources of compiler/ and models/": _sources(),
         "records of --database-dir": "" if config.gpu else _records(config.database_dir),

@@ -14,6 +14,7 @@ from tvm import relax
 from compiler.codegen import MachineCode, NativeCode, generate
 from compiler.costs import kernels
 from compiler.graph import split_params
+from compiler.packing import lower_packing, packings, part
 from compiler.passes.dispatch import Tilings
 from compiler.passes.lift_context import CONTEXT
 from compiler.pipeline import optimise
@@ -31,7 +32,8 @@ class Native:
     ``code`` is the library; for a GPU, ``device`` is the machine code of the kernels that it launches. ``packing`` says
     how each packed parameter is made and ``packed_types`` what it is, both in the order in which every function takes
     them; ``functions`` are the manifest's; ``kernels`` are all kernels by symbol, those that pack parameters too.
-    ``used`` names the optimisations that changed anything.
+    ``used`` names the optimisations that changed anything. ``packer`` has the packing as code for this machine where
+    ``code`` can't run here.
     """
 
     code: NativeCode
@@ -42,6 +44,7 @@ class Native:
     kernels: dict[str, Kernel]
     used: list[str]
     seconds: float
+    packer: NativeCode | None = None
 
     @property
     def origins(self) -> dict[str, str]:
@@ -112,11 +115,23 @@ def described(
 
 
 def compile_component(
-    traced: Traced, cpu: Cpu, on: dict[str, bool], debug_dir: Path | None, tilings: Tilings | None = None
+    traced: Traced,
+    cpu: Cpu,
+    on: dict[str, bool],
+    debug_dir: Path | None,
+    tilings: Tilings | None = None,
+    host: tvm.target.Target | None = None,
 ) -> Native:
-    """Run the pipeline on ``traced`` and generate native code for ``cpu``; ``tilings``: see ``Dispatch``."""
+    """Run the pipeline on ``traced`` and generate native code for ``cpu``; ``tilings``: see ``Dispatch``.
+
+    ``host`` is this machine where it can't run that code: the packing is compiled for it too.
+    """
     start = time.perf_counter()
     used: set[str] = set()
     phases = dict(optimise(traced.module, cpu, on, debug_dir, used, tilings))
     code = generate(traced.name, phases["lower"], cpu.target)
-    return described(traced, phases, code, None, used, time.perf_counter() - start)
+    packer = None
+    if host is not None:
+        packing = part(phases["dispatch"], packings(phases["dispatch"]))
+        packer = generate(f"{traced.name}: packing", lower_packing(packing, host, on, set()), host)
+    return replace(described(traced, phases, code, None, used, time.perf_counter() - start), packer=packer)

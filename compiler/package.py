@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +31,24 @@ def _packed(
         yield packed, machine[packing.function](*tensors).numpy()
 
 
+@contextmanager
+def _packer(native: Native, library: Path) -> Iterator[relax.VirtualMachine]:
+    """Give what has the packing functions: the component's ``library``, or one for this machine, then removed."""
+    with tempfile.TemporaryDirectory(prefix="tvmerge-") as folder:
+        if native.packer is not None:
+            library = Path(folder) / "packer.so"
+            native.packer.export(library)
+        yield relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
+
+
 def write_component(traced: Traced, native: Native, folder: Path, facts: dict[str, str]) -> Component:
     """Write the library and the packed parameters of a component and return its entry in the manifest.
 
-    Packing runs the library's own packing functions. What only the build knows in the end (parity, shares of time,
-    seconds) is left empty. ``facts``: see ``compiler.facts``.
+    Packing runs the library's own packing functions, or those of ``native.packer``. What only the build knows in the
+    end (parity, shares of time, seconds) is left empty. ``facts``: see ``compiler.facts``.
     """
     library = folder / f"{traced.name}.so"
     native.code.export(library)
-    machine = relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
     device = None
     if native.device is not None:
         code = folder / f"{traced.name}.cubin"
@@ -45,8 +56,9 @@ def write_component(traced: Traced, native: Native, folder: Path, facts: dict[st
         device = DeviceCode(describe(code, folder), native.device.launches)
     parameters = folder / "params" / f"{traced.name}.safetensors"
     parameters.parent.mkdir(exist_ok=True)
-    packed = _packed(traced.name, machine, native, traced.parameters)
-    digest = write_parameters(parameters, native.packed_types, packed)
+    with _packer(native, library) as machine:
+        packed = _packed(traced.name, machine, native, traced.parameters)
+        digest = write_parameters(parameters, native.packed_types, packed)
     return Component(
         library=describe(library, folder),
         parameters=describe(parameters, folder, digest),

@@ -15,10 +15,12 @@ from runtime.artifact import Artifact, Manifest, TensorType
 from runtime.gpu import add_kernels, is_out_of_memory, require_gpu
 from runtime.library import is_whole
 from runtime.parameters import map_parameters
-from utils.cpu import host_instruction_sets, permit_tiles, physical_cores
+from utils.cpu import host_instruction_sets, physical_cores
 from utils.errors import UserError
 from utils.signals import undisturbed
+from utils.targets import architecture, runs_on_this_system
 
+os.environ.setdefault("TVM_BIND_THREADS", "0")  # else TVM moves threads to cores counted from 0, whatever the mask
 REASON = 200  # characters of the library's own message
 Around = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -30,7 +32,8 @@ def _alone(_function: str) -> contextlib.AbstractContextManager[None]:
 def set_num_threads(num_threads: int | None) -> int:
     """Give TVM ``num_threads`` threads, by default one per physical core, and return how many.
 
-    To be called before the first engine is made: the thread pool never grows afterwards.
+    To be called before the first engine is made: the thread pool never grows afterwards. The threads run where this
+    process may run, by its mask.
     """
     count = physical_cores() if num_threads is None else num_threads
     os.environ["TVM_NUM_THREADS"] = str(count)
@@ -42,19 +45,24 @@ def resolve_device(flag: str, manifest: Manifest) -> tvm.runtime.Device:
     """Return the device for --device.
 
     Raises:
-        UserError: the artifact is for another device, or this CPU lacks an instruction set; or see ``require_gpu``.
+        UserError: the artifact is for another device or machine, or this CPU lacks an instruction set; or see
+            ``require_gpu``.
     """
     built_for = "cuda" if manifest.on_gpu else "cpu"
     if flag not in ("auto", built_for):
         raise UserError(f"--device {flag}: this artifact was built for {built_for}; build with another --target")
     if manifest.on_gpu:
         return require_gpu(manifest)
+    triple = str(manifest.target.get("mtriple", ""))
+    if triple and not runs_on_this_system(triple):
+        raise UserError(f"the artifact is for {triple}, this is {architecture()}; build it with --cpu native")
     host = host_instruction_sets()
     missing = sorted(set(manifest.cpu_features) - set(host)) if host is not None else []
     if missing:
-        raise UserError(f"this CPU lacks {', '.join(missing)}, which the artifact needs; build it on this machine")
-    if "amxtile" in manifest.cpu_features and not permit_tiles():
-        raise UserError("the system does not permit AMX, which the artifact needs; build it on this machine")
+        raise UserError(
+            f"this CPU lacks {', '.join(missing)}, which the artifact needs; build it on this machine, or with "
+            "--cpu x86-64-v3, which any with AVX2 runs"
+        )
     return tvm.cpu()
 
 

@@ -17,6 +17,7 @@ from runtime.tokenizer import Tokenizer
 from schedulers import Noise, NoiseGenerator, Scheduler, per_picture
 from schedulers.moves import moves
 from utils import units
+from utils.cpu import cpu_name
 from utils.errors import UserError
 from utils.memory import available_memory
 
@@ -115,10 +116,9 @@ class Pipeline:
             _require_memory(self.manifest, target.available_global_memory)
         self.num_threads = engine.set_num_threads(num_threads)
         self.engines = {name: engine.Engine(artifact, name, target) for name in needed(self.manifest)}
-        if self.manifest.on_gpu:
-            from runtime.verification import verify_once
+        from runtime.verification import verify_once
 
-            verify_once(artifact, self.engines, target.device_name)
+        verify_once(artifact, self.engines, target.device_name if self.manifest.on_gpu else cpu_name())
         self.batch_size, *latent_shape = self.manifest.components["unet"].functions["unguided"].inputs[0].shape
         self.latent_shape = tuple(latent_shape)
         self.encode = functools.lru_cache(KEPT_PROMPTS)(self._encode)

@@ -1,4 +1,4 @@
-"""Parity of a component on a GPU, with what PyTorch gave where it was built: at the first run on that GPU."""
+"""Parity of a component with what PyTorch gave where it was built: at the first run on a machine that can run it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def parity(artifact: Artifact, engine: Engine) -> dict[str, float]:
         if not found[name] >= FLOOR[dtype]:
             raise UserError(
                 f"{engine.component}.{name}: PSNR {found[name]:.1f} dB against PyTorch is below the floor of "
-                f"{FLOOR[dtype]:.0f} dB on this GPU; build the artifact on it"
+                f"{FLOOR[dtype]:.0f} dB on this machine; build the artifact on it"
             )
     return found
 
 
-def verify_once(artifact: Artifact, engines: Mapping[str, Engine], gpu: str) -> None:
-    """Check the parity of each component that was built without a GPU, once for these files and the GPU named ``gpu``.
+def verify_once(artifact: Artifact, engines: Mapping[str, Engine], device: str) -> None:
+    """Check the parity of each component that was built elsewhere, once for these files and what ``device`` names.
 
     Raises:
         UserError: see ``parity``.
@@ -53,13 +53,13 @@ def verify_once(artifact: Artifact, engines: Mapping[str, Engine], gpu: str) -> 
         if description.references is None or description.psnr:
             continue
         digests = [file.sha256 for file in description.files()]
-        key = hashlib.sha256(json.dumps([gpu, *digests]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([device, *digests]).encode()).hexdigest()
         known = cache_folder() / "verified" / key
         if known.exists():
             continue
         found = parity(artifact, engine)
         say(
-            f"{name}: verified on {gpu}: "
+            f"{name}: verified on {device}: "
             + ", ".join(f"{function} {value:.1f} dB" for function, value in found.items())
         )
         with contextlib.suppress(OSError):

@@ -83,6 +83,12 @@ class BuildConfig:
         "for seeded random weights",
     )
     target: str = flag("auto", "auto (cuda where a GPU is present, else llvm), llvm, cuda, or a TVM target as JSON")
+    cpu: str | None = flag(
+        None,
+        "CPU that code is for: native (the one that is here), x86-64-v2, x86-64-v3 (AVX2), x86-64-v4 (AVX-512), or "
+        "LLVM's name of one, which need not be here (default: native)",
+        metavar="NAME",
+    )
     cuda_arch: str | None = flag(
         None, f"architecture of the GPU that code is for: {', '.join(ARCHS)} (default: the one that is here)"
     )
@@ -107,7 +113,7 @@ class BuildConfig:
     )
     tome_sx: int | None = flag(None, "a token in each cell of --tome-sx x --tome-sy takes others in (default: 2)")
     tome_sy: int | None = flag(None, "height of a cell in tokens (default: 2)")
-    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a target")
+    database_dir: Path = flag(Path("scheduler_db"), "folder of tuning records, one folder a kind of machine")
     tune_minutes: float = flag(0.0, "minutes to tune the kernels first; 0: none")
     tune_trials: int = flag(0, "candidates to measure at most; 0: no limit")
     tracker: str | None = flag(
@@ -140,7 +146,7 @@ class BuildConfig:
     @property
     def gpu(self) -> str | None:
         """The architecture of the GPU that code is made for, as in "sm_90", or None where it is for a CPU."""
-        return gpu_arch(self.target, self.cuda_arch)
+        return gpu_arch(self.target, self.cuda_arch, self.cpu)
 
     @property
     def precision(self) -> str:

@@ -1,8 +1,9 @@
-"""--target, --cuda-arch and --dtype: which machine code is for and what it computes in, told without TVM."""
+"""--target, --cpu, --cuda-arch and --dtype: which machine code is for and what it computes in, told without TVM."""
 
 from __future__ import annotations
 
 import json
+import platform
 
 from utils.errors import UserError, choose
 from utils.gpu import ARCHS, has_bfloat16, nearest_arch, present_arch
@@ -11,6 +12,22 @@ TARGETS = ("auto", "llvm", "cuda")
 KINDS = ("llvm", "cuda")
 CPU_DTYPES = ("float32", "bfloat16")
 GPU_DTYPES = ("float16", "bfloat16")
+NATIVE = "native"  # the CPU that is here, of --cpu
+ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}  # LLVM's names by those of other systems
+SYSTEMS = {"linux": "Linux", "darwin": "Darwin", "macos": "Darwin", "windows": "Windows", "win32": "Windows"}
+
+
+def architecture(machine: str | None = None) -> str:
+    """Return LLVM's name of an architecture, by default this machine's."""
+    name = (platform.machine() if machine is None else machine).lower()
+    return ARCHITECTURES.get(name, name)
+
+
+def runs_on_this_system(triple: str) -> bool:
+    """Tell whether architecture and system of a triple, as in ``aarch64-linux-gnu``, are this machine's."""
+    machine, _, rest = triple.partition("-")
+    named = {system for word, system in SYSTEMS.items() if word in rest}
+    return architecture(machine) == architecture() and "android" not in rest and named <= {platform.system()}
 
 
 def parse_target(text: str) -> dict | None:
@@ -30,8 +47,18 @@ def parse_target(text: str) -> dict | None:
     return options
 
 
-def gpu_arch(target: str, cuda_arch: str | None) -> str | None:
-    """Return the architecture of the GPU that code is made for, or None where it is for a CPU.
+def _check_cpu(target: str, options: dict | None, cuda_arch: str | None) -> None:
+    """Refuse --cpu beside what names another machine."""
+    if cuda_arch is not None:
+        raise UserError("--cpu and --cuda-arch name two machines; leave one of them out")
+    if target == "cuda" or (options is not None and options["kind"] == "cuda"):
+        raise UserError("--cpu does nothing for cuda; leave it out, or use --target llvm")
+    if options is not None:
+        raise UserError(f"--cpu and --target {target} name two CPUs; leave one of them out")
+
+
+def gpu_arch(target: str, cuda_arch: str | None, cpu: str | None = None) -> str | None:
+    """Return the architecture of the GPU that code is made for, or None where it is for a CPU: where ``cpu`` names one.
 
     Raises:
         UserError: an unknown architecture, none given nor present, or one given for a CPU.
@@ -39,6 +66,9 @@ def gpu_arch(target: str, cuda_arch: str | None) -> str | None:
     if cuda_arch is not None:
         choose("--cuda-arch", cuda_arch, ARCHS)
     options = parse_target(target)
+    if cpu is not None:
+        _check_cpu(target, options, cuda_arch)
+        return None
     if options is not None and options["kind"] == "cuda":
         return _of_json(target, options, cuda_arch)
     if options is not None or target == "llvm":

@@ -9,19 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tvm
-from tvm import relax, tirx
+from tvm import relax
 from tvm.relax import vm_build
 from tvm.tirx.build import codegen_build
 
 from compiler.codegen import MachineCode, NativeCode, bytecode
 from compiler.gpu.cuda_code import compile_cuda, split
 from compiler.gpu.machine import Gpu
-from compiler.graph import called_functions
 from compiler.native import Native, described
-from compiler.pipeline import Step, gpu_back, gpu_front, packing_back, run
+from compiler.packing import lower_packing, packings, part
+from compiler.pipeline import Step, gpu_back, gpu_front, run
 from compiler.trace import Traced
 
-PACK = "pack_"
 PREFIX = "system_lib_prefix"  # attribute of a module: what the names of its functions in TensorIR are to begin with
 HOST = tvm.target.Target("llvm")
 Phases = dict[str, tvm.IRModule]
@@ -45,30 +44,25 @@ def gpu_target(gpu: Gpu) -> tvm.target.Target:
     return tvm.target.Target({"kind": "cuda", "arch": gpu.arch, "max_num_threads": 1024}, host="llvm")
 
 
-def _part(module: tvm.IRModule, names: set[str]) -> tvm.IRModule:
-    """Return the Relax functions ``names`` and what they call."""
-    functions = {v: f for v, f in module.functions_items() if isinstance(f, relax.Function) and v.name_hint in names}
-    needed = {name for function in functions.values() for name in called_functions(function)}
-    kernels = {v: f for v, f in module.functions_items() if isinstance(f, tirx.PrimFunc) and v.name_hint in needed}
-    return tvm.IRModule({**functions, **kernels}, attrs=module.attrs)
-
-
 def lower(traced: Traced, gpu: Gpu, on: dict[str, bool], used: set[str], debug_dir: Path | None = None) -> Lowered:
     """Run all passes on ``traced``; ``used`` receives the names of the optimisations that changed anything.
 
     With ``debug_dir`` the IR after each pass is written below it.
     """
 
-    def phases(passes: list[Step], module: tvm.IRModule, target: tvm.target.Target, part: str) -> Phases:
-        return dict(run(passes, module, target, on, used, None if debug_dir is None else debug_dir / part))
+    def below(name: str) -> Path | None:
+        return None if debug_dir is None else debug_dir / name
+
+    def phases(passes: list[Step], module: tvm.IRModule, name: str) -> Phases:
+        return dict(run(passes, module, target, on, used, below(name)))
 
     target = gpu_target(gpu)
-    dispatched = phases(gpu_front(gpu, on, used), traced.module, target, "1-graph")["dispatch"]
+    dispatched = phases(gpu_front(gpu, on, used), traced.module, "1-graph")["dispatch"]
     names = {v.name_hint for v, f in dispatched.functions_items() if isinstance(f, relax.Function)}
-    packing = {name for name in names if name.startswith(PACK)}
-    for_gpu = phases(gpu_back(), _part(dispatched, names - packing), target, "2-functions")
-    for_host = _part(dispatched, packing).with_attr(PREFIX, "host_")  # else kernels of both may have the same name
-    packed = phases(packing_back(), for_host, HOST, "3-packing")["lower"]
+    packing = packings(dispatched)
+    for_gpu = phases(gpu_back(), part(dispatched, names - packing), "2-functions")
+    for_host = part(dispatched, packing).with_attr(PREFIX, "host_")  # else kernels of both may have the same name
+    packed = lower_packing(for_host, HOST, on, used, below("3-packing"))
     return Lowered({"dispatch": dispatched, **for_gpu}, packed)
 
 

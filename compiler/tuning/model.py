@@ -8,7 +8,7 @@ from compiler.lock import locked
 from compiler.optimisations import chosen
 from compiler.target import Cpu, require_runs_here, resolve_target
 from compiler.tuning.measure import Workshop
-from compiler.tuning.records import Writer, target_name
+from compiler.tuning.records import Writer, kind_of
 from compiler.tuning.remote import RemoteWorkshop, servers
 from compiler.tuning.search import tune
 from compiler.tuning.tasks import Task, tasks
@@ -24,7 +24,7 @@ def _workshop(config: BuildConfig, cpu: Cpu) -> Workshop:
     if config.tracker is None:
         return Workshop(cpu.target, threads)
     say("--tracker: its servers run whatever they are sent; use those of your own network only")
-    return RemoteWorkshop(cpu.target, threads, config.tracker, target_name(cpu), cpu.machine.unit == "amx")
+    return RemoteWorkshop(cpu.target, threads, config.tracker, kind_of(cpu).name, cpu.machine.unit == "amx")
 
 
 def tune_model(config: BuildConfig) -> None:
@@ -34,12 +34,12 @@ def tune_model(config: BuildConfig) -> None:
         UserError: the tracker does not answer, the checkpoint can't be read, the database can't be written, or
             somebody else tunes into it.
     """
-    cpu = resolve_target(config.target, config.precision)
+    cpu = resolve_target(config.target, config.precision, config.cpu)
     require_runs_here(cpu)
     cpu = replace(cpu, machine=replace(cpu.machine, winograd_tile=config.winograd_tile))
-    folder = config.database_dir / target_name(cpu)
+    folder = config.database_dir / kind_of(cpu).name
     if config.tracker is not None:
-        servers(config.tracker, target_name(cpu))
+        servers(config.tracker, kind_of(cpu).name)
     with locked("--database-dir", folder, "tunes", "wait for it, or name another folder"):
         writer = Writer(config.database_dir, cpu)
         checkpoint = load_checkpoint(config.model)

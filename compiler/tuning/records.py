@@ -1,8 +1,8 @@
-"""Tuning records on disk, one folder a target: what was measured of the kernels' tilings, and the best of it.
+"""Tuning records on disk, one folder a kind of machine: what was measured of the kernels' tilings, and the best of it.
 
-    scheduler_db/<target>/database_workload.json       a line a task: structural hash, plain TensorIR of the operator
+    scheduler_db/<kind>/  database_workload.json       a line a task: structural hash, plain TensorIR of the operator
                           database_tuning_record.json  a line a measurement: the task's line, trace, seconds, target
-                          info.json                    device, features, cores, versions, dates, minutes
+                          info.json                    kind of machine, device, versions, dates, minutes
 
 The files are those of MetaSchedule's JSONDatabase. A kernel made by the builder has no blocks to schedule, so a trace
 annotates the plain workload's root with what was chosen; the workload's attributes name the kernel and its arguments.
@@ -30,10 +30,11 @@ from compiler.kernels.plan import Plan
 from compiler.kernels.tiling import choices
 from compiler.kernels.tunable import TUNABLE, encode
 from compiler.target import Cpu
+from compiler.tuning.kind import INFO, Kind, kind_here
 from utils.cpu import cpu_name
 from utils.errors import UserError
 
-WORKLOADS, RECORDS, INFO = "database_workload.json", "database_tuning_record.json", "info.json"
+WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 NAME, ARGUMENTS, VERSION = "tvmerge.kernel", "tvmerge.arguments", "tvmerge.version"  # attributes of a workload
 CHOSEN = "tvmerge.tiling."  # annotation of its root, with the name of what was chosen
 MARGIN = 0.02  # by which a record must beat the kernel as it is to be used: less may be noise
@@ -49,29 +50,27 @@ Chosen = dict[str, int]
 class Info:
     """Where and with what records were measured. Minutes add up over the runs of the tuner."""
 
-    target: str
+    kind: Kind
     device: str
-    features: list[str]
-    cores: int
     tvm: str
     begun: str = ""
     updated: str = ""
     minutes: float = 0.0
 
 
-def target_name(cpu: Cpu) -> str:
-    """Return the name of a target's folder: its kind and LLVM's name of the CPU."""
-    return f"llvm-{cpu.target.attrs.get('mcpu', 'generic')}"
+def kind_of(cpu: Cpu) -> Kind:
+    """Return the kind of this machine when it runs code for ``cpu``; its name is that of the records' folder."""
+    return kind_here(cpu.features, cpu.machine.cores)
 
 
 def info_of(cpu: Cpu) -> Info:
     """Return what records that are measured now would be."""
-    return Info(target_name(cpu), cpu_name(), cpu.features, cpu.machine.cores, tvm.__version__)
+    return Info(kind_of(cpu), cpu_name(), tvm.__version__)
 
 
 @dataclass
 class Records:
-    """The records of one target that can be read, and how many lines can be, can't, or are of kernels since changed.
+    """The records of a kind of machine that can be read, and how many lines can, can't, or are of kernels since changed.
 
     ``seconds`` has all measurements of what was chosen of a task, ``order`` the median of each as they were made; an
     empty choice is the kernel as it is.
@@ -161,7 +160,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read(folder: Path) -> Records:
-    """Read what can be read of a target's folder; no folder is an empty one.
+    """Read what can be read of a folder of records; no folder is an empty one.
 
     Raises:
         UserError: it is a file, or can't be opened.
@@ -199,10 +198,11 @@ def read(folder: Path) -> Records:
 
 
 def read_info(folder: Path) -> Info | None:
-    """Return what a target's folder says of itself, or None where it says nothing that can be read."""
+    """Return what a folder of records says of itself, or None where it says nothing that can be read."""
     try:
-        return Info(**json.loads((folder / INFO).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        values = json.loads((folder / INFO).read_text(encoding="utf-8"))
+        return Info(**(values | {"kind": Kind.of(values["kind"])}))
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -210,39 +210,35 @@ def _difference(found: Info | None, wanted: Info) -> str | None:
     """Return why records of ``found`` are not for ``wanted``, or None if they are."""
     if found is None:
         return f"{INFO} is missing or can't be read"
-    if found.target != wanted.target:
-        return f"they are for {found.target}"
-    if found.features != wanted.features or found.cores != wanted.cores:
-        return f"they were measured on {found.device} with {found.cores} cores and other instruction sets or cores"
+    if found.kind != wanted.kind:
+        return f"they were measured on another kind of machine, {found.device} with {found.kind.cores} cores"
     if found.tvm.split(".")[:2] != wanted.tvm.split(".")[:2]:
         return f"they were measured with TVM {found.tvm}"
     return None
 
 
 def usable(database: Path, cpu: Cpu) -> tuple[Records, str]:
-    """Return the records that are for this target, and a line that says what is used and what not.
+    """Return the records of this kind of machine, and a line about them; nothing where there are none.
 
     Raises:
         UserError: see ``read``.
     """
     wanted = info_of(cpu)
-    folder = database / wanted.target
+    folder = database / wanted.kind.name
     if database.exists() and not database.is_dir():
         raise UserError(f"--database-dir {database} is a file, not a folder")
-    others = sorted(p.name for p in database.glob("*/") if p.name != wanted.target) if database.is_dir() else []
-    beside = f"; those of {', '.join(others)} are not used" if others else ""
     if not (folder / RECORDS).is_file():
-        return Records(), f"records: none for {wanted.target} in {database}{beside}"
+        return Records(), ""
     if (why := _difference(read_info(folder), wanted)) is not None:
-        return Records(), f"records: those in {folder} are not used: {why}{beside}"
+        return Records(), f"records: those in {folder} are not used: {why}"
     records = read(folder)
     old = f", {records.outdated} of kernels that have changed since left out" if records.outdated else ""
     torn = f", {records.damaged} damaged lines left out" if records.damaged else ""
-    return records, f"records: {len(records)} of {wanted.target}{old}{torn}{beside}"
+    return records, f"records: {len(records)} of {wanted.kind.name}{old}{torn}"
 
 
 class Writer:
-    """Adds to a target's records, a line at a time. One process at a time: see ``compiler.lock``.
+    """Adds to the records of a kind of machine, a line at a time. One process at a time: see ``compiler.lock``.
 
     Raises:
         UserError: the folder can't be made or written, or has records that were measured with something else.
@@ -250,7 +246,7 @@ class Writer:
 
     def __init__(self, database: Path, cpu: Cpu, info: Info | None = None) -> None:
         self.info, self.cpu = info_of(cpu) if info is None else replace(info), cpu
-        self.folder = database / self.info.target
+        self.folder = database / self.info.kind.name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

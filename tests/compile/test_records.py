@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from compiler.database import DatabaseConfig, check, export, merge, prune
 from compiler.kernels.group_norm import GroupNormShape, group_norm
 from compiler.kernels.plan import Plan
 from compiler.kernels.tunable import TUNABLE, encode
+from compiler.tuning import kind
 from compiler.tuning import records as module
 from compiler.tuning.records import (
     FAILED,
@@ -28,12 +30,13 @@ from compiler.tuning.records import (
     SET_ASIDE,
     WORKLOADS,
     Writer,
+    kind_of,
     read,
     read_info,
-    target_name,
     usable,
 )
 from compiler.tuning.tasks import workload
+from utils.cpu import Caches
 from utils.errors import UserError
 
 
@@ -76,7 +79,7 @@ def database(tmp_path):
 
 
 def folder_of(database):
-    return database / target_name(CPU)
+    return database / kind_of(CPU).name
 
 
 class TestReading:
@@ -221,7 +224,7 @@ class TestWriting:
     def test_minutes_add_up(self, database):
         Writer(database, CPU).close(2.25)
         info = read_info(folder_of(database))
-        assert info.minutes == 3.8 and info.target == target_name(CPU) and info.features == CPU.features
+        assert info.minutes == 3.8 and info.kind == kind_of(CPU)
 
     def test_killed_at_any_moment(self, tmp_path):
         """SIGKILL while records are written: none is lost but the one in flight, and the next writer goes on."""
@@ -251,19 +254,33 @@ class TestWriting:
 
 
 class TestUse:
-    def test_other_cpus_are_not_used(self, database):
-        (database / "cuda-sm_90").mkdir()
+    def test_the_line_is_short_and_only_where_there_are_records(self, database):
+        (database / "another").mkdir()
         records, line = usable(database, CPU)
-        assert len(records) == 7 and "7 of" in line and "cuda-sm_90 are not used" in line
-        other = replace(CPU, target=type(CPU.target)({"kind": "llvm", "mcpu": "znver5"}))
+        assert len(records) == 7 and line == f"records: 7 of {kind_of(CPU).name}"
+
+    @pytest.mark.parametrize("machine", [{"cores": 99}, {"lanes": 3}])
+    def test_other_machines_are_not_used_and_not_talked_of(self, database, monkeypatch, machine):
+        """Other cores; other instruction sets, under the same name of LLVM's."""
+        other = replace(CPU, machine=replace(CPU.machine, **machine))
+        if "lanes" in machine:
+            sets = "-avx" if "avx" in CPU.features else "-neon"
+            options = {"kind": "llvm", "mcpu": CPU.target.attrs["mcpu"], "mattr": [sets]}
+            other = replace(other, target=type(CPU.target)(options))
         records, line = usable(database, other)
-        assert len(records) == 0 and "none for llvm-znver5" in line and target_name(CPU) in line
+        assert len(records) == 0 and line == ""
+
+    def test_other_caches_are_another_kind(self, database, monkeypatch):
+        monkeypatch.setattr(kind, "cache_sizes", lambda: Caches(l2=123 << 20))
+        assert usable(database, CPU)[1] == ""
 
     @pytest.mark.parametrize(
         ("change", "why"),
         [
-            ({"features": ["avx"]}, "instruction sets"),
-            ({"cores": 99}, "cores"),
+            ({"kind": {"sets": ["avx"]}}, "another kind of machine"),
+            ({"kind": {"cores": 99}}, "another kind of machine.*99 cores"),
+            ({"kind": {"l2": 1}}, "another kind of machine"),
+            ({"kind": {"l2": "1", "l9": 2}}, "missing"),
             ({"tvm": "0.9.1"}, "TVM 0.9.1"),
             (None, "missing"),
         ],
@@ -271,16 +288,18 @@ class TestUse:
     def test_other_conditions_are_not_used_and_not_added_to(self, database, change, why):
         """What is added would pass off the rest as measured like it."""
         path = folder_of(database) / INFO
-        path.write_text("{" if change is None else json.dumps(json.loads(path.read_text()) | change))
+        info = json.loads(path.read_text())
+        changed = info | (change or {}) | {"kind": info["kind"] | (change or {}).get("kind", {})}
+        path.write_text("{" if change is None else json.dumps(changed))
         records, line = usable(database, CPU)
-        assert len(records) == 0 and "are not used" in line and why in line
+        assert len(records) == 0 and re.search(f"are not used: .*{why}", line)
         before = path.read_text()
         with pytest.raises(UserError, match=f"--database-dir .*{why}.*another folder"):
             Writer(database, CPU)
         assert path.read_text() == before
 
     def test_missing_is_empty_and_a_file_is_refused(self, tmp_path):
-        assert "none for" in usable(tmp_path / "nowhere", CPU)[1]
+        assert usable(tmp_path / "nowhere", CPU)[1] == ""
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="--database-dir"):
             usable(tmp_path / "file", CPU)
@@ -326,6 +345,6 @@ class TestHandedOn:
 
     def test_records_of_another_cpu_are_not_checked(self, database, capsys):
         path = folder_of(database) / INFO
-        path.write_text(path.read_text().replace(f'"target": "{target_name(CPU)}"', '"target": "llvm-other"'))
+        path.write_text(path.read_text().replace('"cores": ', '"cores": 9'))
         check(DatabaseConfig(database_dir=database))
-        assert "left out, this is another CPU" in capsys.readouterr().out
+        assert "left out, this is another kind of machine" in capsys.readouterr().out
