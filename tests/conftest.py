@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+os.environ.setdefault("TVM_BIND_THREADS", "0")  # as runtime.engine, for tests that run kernels without it
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo" / "checkpoint"
 TIMEOUT = 600  # seconds; a hung script fails instead of hanging the tests

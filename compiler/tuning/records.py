@@ -70,7 +70,7 @@ def info_of(cpu: Cpu) -> Info:
 
 @dataclass
 class Records:
-    """The records of a kind of machine that can be read, and how many lines can, can't, or are of kernels since changed.
+    """The records of a kind of machine that can be read; how many lines can, can't, or are of kernels since changed.
 
     ``seconds`` has all measurements of what was chosen of a task, ``order`` the median of each as they were made; an
     empty choice is the kernel as it is.
