@@ -36,18 +36,14 @@ def versions() -> dict[str, str]:
 
 
 def _target(config: BuildConfig) -> Facts:
-    """Return what the code is for; not by the CPU's name, under which machines differ."""
+    """Return what the code is for, and what it is verified on; not by the CPU's name, under which machines differ."""
     if config.gpu is not None:
         return {"--target": config.gpu}
-    sizes = cache_sizes()
-    on = f"on {physical_cores()} cores with caches of {sizes.l1}, {sizes.l2} and {sizes.l3} bytes"
+    sets, sizes = host_instruction_sets(), cache_sizes()
+    here = f"{cpu_name() if sets is None else ' '.join(sets)}, {physical_cores()} cores, {sizes}"
     if config.target.lstrip().startswith("{"):
-        return {"--target": f"{config.target.strip()} {on}"}
-    name = NATIVE if config.cpu is None else config.cpu
-    if name == NATIVE:
-        sets = host_instruction_sets()
-        name = cpu_name() if sets is None else " ".join(sets)
-    return {"--cpu": f"{name} {on}"}
+        return {"--target": f"{config.target.strip()} on {here}"}
+    return {"--cpu": f"{NATIVE if config.cpu is None else config.cpu} on {here}"}
 
 
 def _sources() -> str:

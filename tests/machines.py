@@ -50,24 +50,11 @@ def arm_cpuinfo(flags: str, maker: str, *parts: str) -> str:
     return "\n".join(blocks) + "\n"
 
 
-class _Library:
-    """The C library, whose one call here is the one that asks for the tile registers."""
-
-    def __init__(self, answer: int) -> None:
-        self.answer = answer
-
-    def __call__(self, _name: None) -> "_Library":
-        return self
-
-    def syscall(self, *_arguments: int) -> int:
-        return self.answer
-
-
 def stand_in(patch: pytest.MonkeyPatch, folder: Path, text: str | None, permitted: bool = True) -> None:
     """Have this process believe that its machine's /proc/cpuinfo has ``text``, or None where there is none."""
     path = folder / "cpuinfo"
     if text is not None:
         path.write_text(text)
     patch.setattr(cpu, "CPUINFO", path)
-    patch.setattr(cpu.ctypes, "CDLL", _Library(0 if permitted else -1))
+    patch.setattr(cpu, "_ask_for_tiles", lambda: permitted)
     patch.delenv("TVMERGE_HIDE_FEATURES", raising=False)

@@ -132,8 +132,10 @@ def permit_tiles() -> bool:
 
     Source: Linux, Documentation/arch/x86/xstate.rst.
     """
-    if not {"amxtile", "amxbf16"} <= (_own_features() or set()):
-        return False
+    return {"amxtile", "amxbf16"} <= (_own_features() or set()) and _ask_for_tiles()
+
+
+def _ask_for_tiles() -> bool:
     return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
 
 

@@ -1,18 +1,24 @@
 """What a build finds that was built before, and why the rest is to be built."""
 
 import dataclasses
+import json
 import os
 import shutil
 
 import pytest
 from fake_artifact import write_artifact
+from machines import XEON, XEON_AMX, cpuinfo, stand_in
 
 from compiler import cache
+from compiler import facts as facts_module
 from compiler.cache import Built, entries, make_plan, place, share_parameters, store
 from compiler.facts import REST, facts
 from compiler.optimisations import chosen
+from compiler.tuning.kind import kind_here
 from runtime.artifact import Artifact, write_manifest
 from utils.config import BuildConfig
+from utils.cpu import Caches, physical_cores
+from utils.features import HIDE
 
 TINY = "random:tiny"
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -74,6 +80,8 @@ def test_a_gpu_of_another_architecture_takes_all_anew_and_has_a_sampler(tmp_path
         ({"disable": "layout"}, COMPONENTS, "--disable changed"),
         ({"disable": "winograd"}, (), ""),
         ({"target": '{"kind": "llvm", "mcpu": "haswell"}'}, COMPONENTS, "--target changed"),
+        ({"cpu": "x86-64-v3"}, COMPONENTS, "--cpu changed"),
+        ({"cpu": "native"}, (), ""),
     ],
 )
 def test_a_flag_rebuilds_what_it_touches(tmp_path, flags, rebuilt, reason):
@@ -82,6 +90,39 @@ def test_a_flag_rebuilds_what_it_touches(tmp_path, flags, rebuilt, reason):
     assert plan.reasons == dict.fromkeys(rebuilt, reason)
     assert set(plan.found) == set(COMPONENTS) - set(rebuilt)
     assert (plan.unchanged is not None) == (not rebuilt)
+
+
+def machine(tmp_path, monkeypatch, flags, name="Some CPU"):
+    stand_in(monkeypatch, tmp_path, cpuinfo(flags, name))
+
+
+def test_another_machine_of_the_same_name_takes_all_anew(tmp_path, monkeypatch):
+    """A cache that travels in a home directory; features that the user hides; a CPU's name alone changes nothing."""
+    machine(tmp_path, monkeypatch, XEON_AMX, "Intel Xeon")
+    built(tmp_path / "a")
+    machine(tmp_path, monkeypatch, XEON_AMX, "Intel Xeon, renamed")
+    assert make_plan(config(tmp_path / "a")).unchanged is not None
+    machine(tmp_path, monkeypatch, XEON, "Intel Xeon")
+    assert make_plan(config(tmp_path / "a")).reasons == dict.fromkeys(COMPONENTS, "--cpu changed")
+    machine(tmp_path, monkeypatch, XEON_AMX, "Intel Xeon")
+    monkeypatch.setenv(HIDE, "avx512_bf16")
+    assert make_plan(config(tmp_path / "a")).reasons == dict.fromkeys(COMPONENTS, "--cpu changed")
+    monkeypatch.delenv(HIDE)
+    monkeypatch.setattr(facts_module, "cache_sizes", lambda: Caches(l2=3 << 20))
+    assert make_plan(config(tmp_path / "a")).reasons == dict.fromkeys(COMPONENTS, "--cpu changed")
+
+
+def test_records_of_this_kind_of_machine_count(tmp_path, monkeypatch):
+    """Those of others may come and go."""
+    here = kind_here((), physical_cores())
+    asked = config(tmp_path / "a", database_dir=tmp_path / "db")
+    before = facts(asked)
+    for name, kind in (("theirs", dataclasses.replace(here, l2=1)), ("damaged", None), ("ours", here)):
+        (tmp_path / "db" / name).mkdir(parents=True)
+        info = "{" if kind is None else json.dumps({"kind": dataclasses.asdict(kind)})
+        (tmp_path / "db" / name / "info.json").write_text(info)
+        (tmp_path / "db" / name / "database_tuning_record.json").write_text("a record")
+        assert (facts(asked) == before) == (name != "ours")
 
 
 def test_an_optimisation_that_was_off_might_change_anything(tmp_path):

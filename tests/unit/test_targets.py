@@ -43,6 +43,48 @@ def test_what_code_is_made_for(gpu, target, arch, present, expected):
     assert BuildConfig(target=target, cuda_arch=arch).precision == ("float32" if expected is None else "float16")
 
 
+@pytest.mark.parametrize("target", ["auto", "llvm"])
+def test_a_cpu_that_is_named_is_what_code_is_for(gpu, target):
+    gpu("sm_90")
+    assert gpu_arch(target, None, "native") is None
+    assert BuildConfig(target=target, cpu="x86-64-v3").precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"target": "cuda"}, ["--cpu does nothing for cuda", "--target llvm"]),
+        ({"target": cuda(arch="sm_90")}, ["--cpu does nothing for cuda"]),
+        ({"target": '{"kind": "llvm", "mcpu": "haswell"}'}, ["--cpu and --target", "leave one"]),
+        ({"cuda_arch": "sm_90"}, ["--cpu and --cuda-arch", "leave one"]),
+    ],
+)
+def test_a_cpu_beside_another_machine_is_refused(gpu, flags, words):
+    gpu("sm_90")
+    with pytest.raises(UserError) as refused:
+        BuildConfig(cpu="x86-64-v3", **flags)
+    assert "\n" not in str(refused.value) and all(word in str(refused.value) for word in words), refused.value
+
+
+@pytest.mark.parametrize(
+    ("triple", "here"),
+    [
+        ("x86_64-linux-gnu", True),
+        ("x86_64-conda-linux-gnu", True),
+        ("amd64-unknown-linux", True),
+        ("aarch64-linux-gnu", False),
+        ("x86_64-apple-macos", False),
+        ("x86_64-linux-android", False),
+        ("i686-linux-gnu", False),
+        ("", False),
+    ],
+)
+def test_which_triples_run_here(monkeypatch, triple, here):
+    monkeypatch.setattr(targets.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(targets.platform, "system", lambda: "Linux")
+    assert targets.runs_on_this_system(triple) == here
+
+
 @pytest.mark.parametrize(
     ("target", "arch", "present", "words"),
     [
