@@ -11,7 +11,7 @@ from typing import Any
 from tvm.target import Target, codegen
 
 from compiler.kernels.register_tile import Machine
-from utils.cpu import host_instruction_sets, physical_cores
+from utils.cpu import Caches, cache_sizes, host_instruction_sets, physical_cores
 from utils.errors import UserError, choose
 from utils.features import LLVM, instruction_sets, normalise, without_hidden
 from utils.targets import NATIVE, architecture, parse_target, runs_on_this_system
@@ -20,6 +20,7 @@ TILES = ("amx-tile", "amx-bf16")  # LLVM's names
 DOT = "avx512bf16"
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}  # of code for another architecture
 GENERIC = "generic"
+MOST_SHARED = 16 << 20  # bytes of the last cache level for a core: other machines share it with this virtual one
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,12 @@ def resolve_target(text: str, dtype: str = "float32", cpu: str | None = None) ->
     many = "avx512f" in features or "neon" in features
     unit = _unit(features, dtype)
     parts = 1 if dtype == "bfloat16" else 2
-    return Cpu(target, Machine(lanes, 32 if many else 16, int(options["num-cores"]), unit=unit, parts=parts))
+    cores = int(options["num-cores"])
+    native = given is None and cpu in (None, NATIVE) or text == "llvm" and cpu is None
+    caches = cache_sizes() if native else Caches()
+    level2 = caches.l2 // 2 if unit else caches.l2  # beside tiles of words lies what they are made of
+    shared = min(max(caches.l3 // cores, caches.l2), MOST_SHARED)
+    return Cpu(target, Machine(lanes, 32 if many else 16, cores, level2, unit, parts, shared=shared))
 
 
 def why_not_here(cpu: Cpu) -> str | None:

@@ -194,7 +194,7 @@ def _accepts_winograd(call: relax.Call, is_weight: IsWeight, machine: Machine) -
 
 
 def _plan_winograd(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
-    shape = conv_shape(call)
+    shape = conv_shape(call, fused.upsample)
     tile, _ = winograd.cheapest_tile(shape, machine)
     arguments = (shape, tuple(a.rows for a in fused.added), machine, tile)
     operands = _conv_operands(call, fused, machine)
@@ -232,7 +232,7 @@ MULTIPLIES = (
         _plan_tile_conv2d,
         lambda call, machine: tile_conv2d.cost(conv_shape(call), machine),
         adds=True,
-        upsamples=True,
+        upsamples=lambda _call, _factor, _machine: True,
         joins=_joins_blocks,
     ),
     Entry(
@@ -251,6 +251,7 @@ MULTIPLIES = (
         _plan_winograd,
         lambda call, machine: winograd.cheapest_tile(conv_shape(call), machine)[1],
         adds=True,
+        upsamples=lambda call, factor, machine: winograd.upsamples(conv_shape(call), factor, machine),
     ),
     Entry(
         ("packed_weights",),

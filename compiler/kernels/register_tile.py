@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm.tirx.script.builder.ir as T
@@ -20,7 +20,8 @@ class Machine:
 
     float32 lanes, vector registers, cores, bytes of second-level cache that a task may fill, the unit that multiplies
     bfloat16 ("amx" or "dot") if there is one that pays, into how many bfloat16 parts a float32 number is split for it
-    (2 keep its accuracy, 1 does not), and the m of Winograd's F(m x m) where --winograd-tile asks for one.
+    (2 keep its accuracy, 1 does not), the m of Winograd's F(m x m) where --winograd-tile asks for one, and bytes of a
+    core's part of the last cache level.
     """
 
     lanes: int
@@ -30,6 +31,7 @@ class Machine:
     unit: str | None = None
     parts: int = 2
     winograd_tile: int | None = None
+    shared: int = 8 << 20
 
     @property
     def dtype(self) -> str:
@@ -48,25 +50,31 @@ class Machine:
 
 
 class RegisterTile:
-    """Accumulates ``rows`` x one panel of a result."""
+    """Accumulates ``rows`` x one panel of a result in ``accumulators``, whose row ``place`` leads to."""
 
-    def __init__(self, machine: Machine, accumulators: Value) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        accumulators: Value,
+        place: Callable[[int], Sequence[Value]] = lambda row: [row],
+    ) -> None:
         self.v = Vectors(machine.lanes)
         self.columns = [column * machine.lanes for column in range(COLUMNS)]
-        self.accumulators = accumulators
+        self.accumulators, self.place = accumulators, place
 
     def clear(self, rows: int) -> None:
         """Set the tile to zero."""
         for row in range(rows):
             for c in self.columns:
-                self.v.store(self.accumulators, self.v.all(0.0), row, c)
+                self.v.store(self.accumulators, self.v.all(0.0), *self.place(row), c)
 
     def multiply(self, rows: int, factor: Callable[[int], Value], weights: Callable[[int], Value]) -> None:
         """Add ``factor(row)``, a scalar, times ``weights(column)``, a vector, for one step of the reduction."""
         for row in range(rows):
             for c in self.columns:
                 product = self.v.all(factor(row)) * weights(c)
-                self.v.store(self.accumulators, self.v.load(self.accumulators, row, c) + product, row, c)
+                at = [*self.place(row), c]
+                self.v.store(self.accumulators, self.v.load(self.accumulators, *at) + product, *at)
 
     def write(self, rows: int, row_index: Callable[[int], Value], panel: Value, epilogue: Epilogue) -> None:
         """Finish the tile and store it as panel ``panel`` of the result.

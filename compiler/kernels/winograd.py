@@ -1,11 +1,15 @@
 """3x3 convolution by Winograd's minimal filtering F(m x m, 3 x 3), NHWC, float32, weights stored at their raw size.
 
-A tile of m x m outputs takes (m + 2)^2 multiplies a channel instead of 9 m^2. Weights are packed
-as for direct convolution, and a block of them is transformed in cache on its way to the multiply: storing them
-transformed would take 4 times the memory for F(4 x 4), and transforming costs a few per cent when a group of tiles
-shares it. With many tiles a task is a group of tiles, whose transformed input stays in cache while all panels pass;
-with few, all tiles are one group and the tasks are the panels, so that each weight is read and transformed once.
-Sources: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks (2015); the transforms follow Cook and Toom.
+A tile of m x m outputs takes (m + 2)^2 multiplies a channel instead of 9 m^2. Weights are packed as for direct
+convolution, and a block of them is transformed in cache on its way to the multiply: storing them transformed would take
+4 times the memory for F(4 x 4), and transforming costs a few per cent when a group of tiles shares it.
+
+With many tiles a task is a group of tiles, and all panels pass by; with few, all tiles are one group and the tasks are
+the panels, so that each weight is read and transformed once. Transformed inputs lie as the multiplies read them, one
+point after the other, so that they stream from wherever they fit; a group is so large that its products of a panel and
+a block of transformed weights share the second cache level.
+
+Nearest upsampling before the convolution is a way to read: see ``winograd_transform``.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import tvm.tirx.script.builder.ir as T
 from tvm import tirx
@@ -22,105 +25,120 @@ from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.tiling import choice
-from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps, tile_size
+from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps
+from compiler.kernels.winograd_transform import Filter, minimal_filter, transform
 
-POINTS = (0, 1, -1, 2, -2, Fraction(1, 2), Fraction(-1, 2), 4, -4)
-GROUP_BLOCKS = 8  # register tiles of tiles in a group
-EFFICIENCY = 0.65  # of the register tile beside transforms, as measured at large pictures
+OUTPUT_TILES = (2, 4, 6)
+GROUP = 96  # tiles at most: more of them leave no room for their products of a panel
+CHANNELS = 128  # of a block of weights at most
+WEIGHTS = 0.6  # of the second cache level, for a block of transformed weights
+INPUTS = 0.75  # of a core's part of the last cache level, for the transformed inputs of a group
+FEW = 160  # tiles up to which the tasks are panels
+FLOAT = 4  # bytes
 TRANSFORM_COST = 12  # multiply-adds in whose time one element is transformed
-OUTPUT_TILES = (2, 4)
-CHANNEL_BLOCK = 32  # channels of weights transformed at a time
-
-Matrix = list[list[float]]
-
-
-def matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
-    """Return A^T [m, m + 2], G [m + 2, 3] and B^T [m + 2, m + 2] of F(m, 3), so that y = A^T ((G g) * (B^T d))."""
-    points = [Fraction(p) for p in POINTS[: m + 1]]
-    size = m + 2
-
-    def product(skipped: int | None) -> list[Fraction]:
-        """Return the coefficients of the product of (x - p) over the points, lowest power first."""
-        coefficients = [Fraction(1)]
-        for index, p in enumerate(points):
-            if index != skipped:
-                shifted, scaled = [Fraction(0), *coefficients], [*(-p * c for c in coefficients), Fraction(0)]
-                coefficients = [a + b for a, b in zip(shifted, scaled, strict=True)]
-        return coefficients + [Fraction(0)] * (size - len(coefficients))
-
-    def norm(j: int) -> Fraction:
-        value = Fraction(1)
-        for index, p in enumerate(points):
-            if index != j:
-                value *= points[j] - p
-        return value
-
-    a = [[*(p**i for p in points), Fraction(i == m - 1)] for i in range(m)]
-    g = [[points[j] ** k / norm(j) for k in range(3)] for j in range(m + 1)] + [[Fraction(0), Fraction(0), Fraction(1)]]
-    b = [product(j) for j in range(m + 1)] + [product(None)]
-    return tuple([[float(x) for x in row] for row in matrix] for matrix in (a, g, b))  # type: ignore[return-value]
+BLOCK_COST = 1.0  # rows of a register tile in whose time its sums are loaded and stored
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The m of F(m x m), register tiles of tiles in a group, and whether a task is a panel (1) or a group (2)."""
+    """What may be chosen: the m of F(m x m), tiles of a group and channels of a block at most, and how tasks are cut.
+
+    A task is a panel (1) or a group (2).
+    """
 
     m: int = choice(0, *OUTPUT_TILES)
-    group: int = choice(GROUP_BLOCKS, 2, 4, 16)
+    group: int = choice(0, 24, 48, 96, 144)
+    channels: int = choice(0, 32, 64, 128)
     task: int = choice(0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How tiles are shared: ``count`` groups of ``tiles``, each in ``blocks`` of ``rows``; ``few``: all are one group."""
+
+    few: bool
+    count: int
+    tiles: int
+    blocks: int
+    rows: int
+
+
+def _groups(tiles: int, inputs: int, points: int, machine: Machine, tiling: Tiling = Tiling()) -> Groups:
+    """Share tiles evenly among the cores, in groups that the caches hold, and these in register tiles."""
+    few = tiles <= FEW if tiling.task == 0 else tiling.task == 1
+    count = 1
+    if not few:
+        fitting = int(INPUTS * machine.shared) // (points * inputs * FLOAT)
+        most = tiling.group or min(GROUP, max(2 * machine.rows, fitting))
+        count = -(-tiles // (most * machine.cores)) * machine.cores
+    each = -(-tiles // count)
+    splits = [(-(-each // rows), rows) for rows in range(machine.rows, 0, -1)]
+    blocks, rows = min(splits, key=lambda split: split[0] * (split[1] + BLOCK_COST))
+    return Groups(few, -(-tiles // each), each, blocks, rows)
+
+
+def _channels(inputs: int, points: int, machine: Machine, tiling: Tiling) -> int:
+    """Return the largest block of whole vectors of channels that divides the inputs and whose weights the cache holds."""
+    fitting = int(WEIGHTS * machine.cache) // (points * machine.panel * FLOAT)
+    most = max(machine.lanes, min(tiling.channels or CHANNELS, fitting))
+    return max(size for size in range(machine.lanes, most + 1, machine.lanes) if inputs % size == 0)
 
 
 class _Winograd:
     def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int, tiling: Tiling) -> None:
-        m = tiling.m or m
-        self.shape, self.machine, self.m = shape, machine, m
+        self.shape, self.machine, self.m = shape, machine, tiling.m or m
         self.v = Vectors(machine.lanes)
-        self.size = m + 2
-        self.points = self.size * self.size
-        self.at, self.g, self.bt = matrices(m)
-        self.height, self.width = shape.result
-        self.down, self.across = -(-self.height // m), -(-self.width // m)
+        self.filter: Filter = minimal_filter(self.m, shape.upsample)
+        self.products, self.reads = self.filter.products, self.filter.reads
+        self.points = self.products**2
+        self.down, self.across = (-(-extent // self.m) for extent in shape.result)
         self.tiles = shape.batch * self.down * self.across
         self.panels = shape.outputs // machine.panel
-        self.rows = tile_size(self.tiles, machine.rows)
-        few = self.tiles < tiling.group * self.rows * machine.cores
-        self.few = few if tiling.task == 0 else tiling.task == 1
-        self.group = -(-self.tiles // self.rows) if self.few else tiling.group
+        self.groups = _groups(self.tiles, shape.inputs, self.points, machine, tiling)
+        self.rows = self.groups.rows
+        self.slots = self.groups.blocks * self.rows
+        self.channels = _channels(shape.inputs, self.points, machine, tiling)
         self.epilogue = Epilogue(operand_rows, shape.pixels, shape.outputs)
 
     def body(self) -> None:
         """Declare the arguments and share groups of tiles, or panels, among the cores."""
-        s = self.shape
-        self.x = argument("x", (s.batch, s.height, s.width, s.inputs))
-        self.w = argument("w", (self.panels, 9 * s.inputs, self.machine.panel))
+        s, machine, each = self.shape, self.machine, self.groups.tiles
+        self.small = (s.height // s.upsample, s.width // s.upsample)
+        self.x = argument("x", (s.batch, *self.small, s.inputs))
+        self.w = argument("w", (self.panels, 9 * s.inputs, machine.panel))
         self.epilogue.declare()
-        transformed = (self.group, self.points, self.rows, s.inputs)
-        if self.few:
-            data = T.alloc_buffer(transformed, "float32", layout=None)
+        # One more slot than is used: else the points of a tile would compete for the same lines of the first cache.
+        self.slot = self.points * self.channels + machine.lanes
+        transformed = (s.inputs // self.channels * self.slots * self.slot,)
+        if self.groups.few:
+            self.data = T.alloc_buffer(transformed, "float32", layout=None)
             with T.parallel(self.tiles) as tile:
-                self._input(data, tile, tile)
+                self.square = self._square()
+                self._input(tile, tile)
             with T.parallel(self.panels) as panel:
-                self._panel(data, *self._workspace(), 0, self.tiles, panel)
+                self._allocate()
+                self._panel(0, self.tiles, panel)
             return
-        tiles = self.group * self.rows
-        with T.parallel(-(-self.tiles // tiles)) as group:
-            data = local(*transformed)
-            weights, products, accumulators = self._workspace()
-            count = T.min(tiles, self.tiles - group * tiles)
+        with T.parallel(self.groups.count) as group:
+            self.data = local(*transformed)
+            self._allocate()
+            count = T.min(each, self.tiles - group * each)
             with T.serial(count) as tile:
-                self._input(data, tile, group * tiles + tile)
+                self._input(tile, group * each + tile)
             with T.serial(self.panels) as panel:
-                self._panel(data, weights, products, accumulators, group * tiles, count, panel)
+                self._panel(group * each, count, panel)
 
-    def _workspace(self) -> tuple[Value, Value, Value]:
-        """Return a task's transformed weights, products before the output transform, and register tile."""
+    def _allocate(self) -> None:
+        """Make room for a task's transformed weights, products, register tile, and a half transformed tile."""
         panel = self.machine.panel
-        block = min(CHANNEL_BLOCK, self.shape.inputs)
-        return (
-            local(self.points, block, panel),
-            local(self.group, self.points, self.rows, panel),
-            local(self.rows, panel),
-        )
+        self.line = self.points * panel + self.machine.lanes
+        self.weights = local(self.channels * self.line)
+        self.sums = local(self.points * (self.slots + 1), panel)
+        self.square = self._square()
+
+    def _square(self) -> Value:
+        """Make room for a tile that is transformed in one direction."""
+        return local(self.products * max(self.reads, self.m), self.machine.lanes)
 
     def _place(self, tile: Value) -> tuple[Value, Value, Value]:
         """Return picture, row and column of a tile."""
@@ -128,140 +146,105 @@ class _Winograd:
         inside = T.floormod(tile, per_picture)
         return T.floordiv(tile, per_picture), T.floordiv(inside, self.across), T.floormod(inside, self.across)
 
-    def _combine(self, row: Sequence[float], values: Sequence[Value]) -> Value:
-        """Return the sum of ``row[i] values[i]`` without multiplications by 0 and 1."""
-        total = None
-        for factor, value in zip(row, values, strict=True):
-            if factor == 0:
-                continue
-            term = value if abs(factor) == 1 else self.v.all(abs(factor)) * value
-            if total is None:
-                total = term if factor > 0 else self.v.all(0.0) - term
-            else:
-                total = total + term if factor > 0 else total - term
-        return T.bind(self.v.all(0.0) if total is None else total)
-
-    def _both_sides(self, matrix: Matrix, values: Sequence[Sequence[Value]]) -> list[list[Value]]:
-        """Return ``matrix values matrix^T`` for a square of vectors given by its columns, as rows."""
-        columns = [[self._combine(row, column) for row in matrix] for column in values]
-        return [[self._combine(row, [column[i] for column in columns]) for row in matrix] for i in range(len(matrix))]
-
-    def _input(self, data: Value, slot: Value, tile: Value) -> None:
-        """Write B^T d B of a tile, d its (m + 2)^2 pixels, zero outside of the picture."""
-        s, v = self.shape, self.v
+    def _input(self, slot: Value, tile: Value) -> None:
+        """Write B^T d B of a tile, d the pixels that it reads, zero outside of the picture."""
+        v, (height, width), reads = self.v, self.small, self.reads
         n, row, column = self._place(tile)
-        top, left = row * self.m - s.padding[0], column * self.m - s.padding[1]
-        inside = T.And(T.And(top >= 0, top + self.size <= s.height), T.And(left >= 0, left + self.size <= s.width))
+        top, left = row * self.filter.step - self.shape.padding[0], column * self.filter.step - self.shape.padding[1]
+        inside = T.And(T.And(top >= 0, top + reads <= height), T.And(left >= 0, left + reads <= width))
 
-        def load(y: int, x: int, channel: Value, safe: bool) -> Value:
+        def load(y: int, x: Value, channel: Value, safe: bool) -> Value:
             if safe:
                 return v.load(self.x, n, top + y, left + x, channel)
-            known = T.And(T.And(top + y >= 0, top + y < s.height), T.And(left + x >= 0, left + x < s.width))
+            known = T.And(T.And(top + y >= 0, top + y < height), T.And(left + x >= 0, left + x < width))
             return T.if_then_else(known, v.load(self.x, n, top + y, left + x, channel), v.all(0.0))
 
-        def transform(safe: bool) -> None:
-            with T.serial(s.inputs // v.lanes) as block:
-                channel = block * v.lanes
-                columns = [[T.bind(load(y, x, channel, safe)) for y in range(self.size)] for x in range(self.size)]
-                for y, values in enumerate(self._both_sides(self.bt, columns)):
-                    for x, value in enumerate(values):
-                        where = (T.floordiv(slot, self.rows), y * self.size + x, T.floormod(slot, self.rows))
-                        v.store(data, value, *where, channel)
+        def whole(safe: bool) -> None:
+            with T.serial(self.shape.inputs // v.lanes) as vector:
+                channel = vector * v.lanes
+                with T.serial(reads) as x:
+                    values = [T.bind(load(y, x, channel, safe)) for y in range(reads)]
+                    for y, value in enumerate(transform(v, self.filter.bt, values)):
+                        v.store(self.square, value, y * reads + x, 0)
+                block, inner = T.floordiv(channel, self.channels), T.floormod(channel, self.channels)
+                with T.serial(self.products) as y:
+                    values = [T.bind(v.load(self.square, y * reads + x, 0)) for x in range(reads)]
+                    for x, value in enumerate(transform(v, self.filter.bt, values)):
+                        v.store(
+                            self.data,
+                            value,
+                            (block * self.slots + slot) * self.slot + (y * self.products + x) * self.channels + inner,
+                        )
 
         with T.If(inside):
             with T.Then():
-                transform(True)
+                whole(True)
             with T.Else():
-                transform(False)
+                whole(False)
 
-    def _panel(
-        self,
-        data: Value,
-        weights: Value,
-        products: Value,
-        accumulators: Value,
-        first: Value,
-        count: Value,
-        panel: Value,
-    ) -> None:
+    def _panel(self, first: Value, count: Value, panel: Value) -> None:
         """Compute one panel of channels for ``count`` tiles from ``first`` on."""
-        inputs = self.shape.inputs
-        size = min(CHANNEL_BLOCK, inputs)
         blocks = T.floordiv(count + (self.rows - 1), self.rows)
-
-        def channels(start: Value, length: int) -> None:
-            self._weights(weights, start, length, panel)
-            with T.serial(self.points) as point:
-                with T.serial(blocks) as block:
-                    self._multiply(data, weights, products, accumulators, (start, length), point, block)
-
-        with T.serial(inputs // size) as block:
-            channels(block * size, size)
-        if inputs % size:
-            channels(inputs - inputs % size, inputs % size)
+        with T.serial(self.shape.inputs // self.channels) as channels:
+            self._weights(channels * self.channels, panel)
+            with T.serial(self.points) as point, T.serial(blocks) as block:
+                self._multiply(channels, point, block * self.rows)
         with T.serial(count) as tile:
-            self._output(products, tile, first + tile, panel)
+            self._output(tile, first + tile, panel)
 
-    def _weights(self, weights: Value, start: Value, length: int, panel: Value) -> None:
+    def _weights(self, start: Value, panel: Value) -> None:
         """Write G g G^T of a block of channels of one panel."""
-        inputs = self.shape.inputs
-        with T.serial(length) as k:
-            with T.serial(self.machine.panel // self.v.lanes) as c:
-                lane = c * self.v.lanes
-                columns = [
-                    [T.bind(self.v.load(self.w, panel, (y * 3 + x) * inputs + start + k, lane)) for y in range(3)]
-                    for x in range(3)
-                ]
-                for y, values in enumerate(self._both_sides(self.g, columns)):
-                    for x, value in enumerate(values):
-                        self.v.store(weights, value, y * self.size + x, k, lane)
+        v, g = self.v, self.filter.g
+        with T.serial(self.channels) as k, T.serial(self.machine.panel // v.lanes) as c:
+            lane, at = c * v.lanes, start + k
+            taps = [
+                [T.bind(v.load(self.w, panel, (y * 3 + x) * self.shape.inputs + at, lane)) for y in range(3)]
+                for x in range(3)
+            ]
+            columns = [transform(v, g, column) for column in taps]
+            for y in range(self.products):
+                for x, value in enumerate(transform(v, g, [column[y] for column in columns])):
+                    v.store(self.weights, value, k * self.line + (y * self.products + x) * self.machine.panel + lane)
 
-    def _multiply(
-        self, data: Value, weights: Value, products: Value, accumulators: Value, channels: tuple[Value, int],
-        point: Value, block: Value,
-    ) -> None:  # fmt: skip
-        """Add a block of channels to the products of one register tile at one point of the transform."""
-        start, length = channels
-        registers = RegisterTile(self.machine, accumulators)
-        for row in range(self.rows):
-            for c in registers.columns:
-                earlier = self.v.load(products, block, point, row, c)
-                self.v.store(accumulators, T.Select(start == 0, self.v.all(0.0), earlier), row, c)
+    def _multiply(self, channels: Value, point: Value, slot: Value) -> None:
+        """Add one block of channels to the products of one block of tiles at one point."""
+        v = self.v
+        registers = RegisterTile(self.machine, self.sums, lambda row: [point * (self.slots + 1) + slot + row])
+        with T.If(channels == 0), T.Then():
+            registers.clear(self.rows)
         steps(
-            length,
+            self.channels,
             UNROLL,
             lambda k: registers.multiply(
                 self.rows,
-                lambda row: data[block, point, row, start + k],
-                lambda c: self.v.load(weights, point, k, c),
+                lambda row: self.data[(channels * self.slots + slot + row) * self.slot + point * self.channels + k],
+                lambda c: v.load(self.weights, k * self.line + point * self.machine.panel + c),
             ),
         )
-        for row in range(self.rows):
-            for c in registers.columns:
-                self.v.store(products, self.v.load(accumulators, row, c), block, point, row, c)
 
-    def _output(self, products: Value, tile: Value, place: Value, panel: Value) -> None:
+    def _output(self, slot: Value, tile: Value, panel: Value) -> None:
         """Write A^T products A of a tile, finished by the epilogue."""
-        n, row, column = self._place(place)
-        block, slot = T.floordiv(tile, self.rows), T.floormod(tile, self.rows)
-        whole = self.height % self.m == 0 and self.width % self.m == 0
-        with T.serial(self.machine.panel // self.v.lanes) as c:
-            lane = c * self.v.lanes
-            columns = [
-                [T.bind(self.v.load(products, block, y * self.size + x, slot, lane)) for y in range(self.size)]
-                for x in range(self.size)
-            ]
-            for y, values in enumerate(self._both_sides(self.at, columns)):
-                for x, value in enumerate(values):
-                    at_y, at_x = row * self.m + y, column * self.m + x
-                    pixel = (n * self.height + at_y) * self.width + at_x
-                    store = self._store(value, pixel, panel * self.machine.panel + lane)
-                    if whole:
+        v, (height, width), products = self.v, self.shape.result, self.products
+        n, row, column = self._place(tile)
+        with T.serial(self.machine.panel // v.lanes) as c:
+            lane = c * v.lanes
+            with T.serial(products) as x:
+                values = [
+                    T.bind(v.load(self.sums, (y * products + x) * (self.slots + 1) + slot, lane))
+                    for y in range(products)
+                ]
+                for y, value in enumerate(transform(v, self.filter.at, values)):
+                    v.store(self.square, value, y * products + x, 0)
+            with T.serial(T.min(self.m, height - row * self.m)) as y:
+                values = [T.bind(v.load(self.square, y * products + x, 0)) for x in range(products)]
+                pixel = (n * height + row * self.m + y) * width + column * self.m
+                for x, value in enumerate(transform(v, self.filter.at, values)):
+                    store = self._store(value, pixel + x, panel * self.machine.panel + lane)
+                    if width % self.m == 0:
                         store()
                         continue
-                    with T.If(T.And(at_y < self.height, at_x < self.width)):
-                        with T.Then():
-                            store()
+                    with T.If(column * self.m + x < width), T.Then():
+                        store()
 
     def _store(self, value: Value, pixel: Value, channel: Value) -> Callable[[], None]:
         def store() -> None:
@@ -273,12 +256,14 @@ class _Winograd:
 
 def _cost(shape: ConvShape, machine: Machine, m: int) -> float:
     """Estimate the multiply-adds of F(m x m), transforms included, a transform's element at what its memory costs."""
-    points = (m + 2) ** 2
+    filter_ = minimal_filter(m, shape.upsample)
+    points = filter_.products**2
     tiles = shape.batch * math.prod(-(-extent // m) for extent in shape.result)
-    groups = max(1, tiles // (GROUP_BLOCKS * machine.rows))
-    multiplies = tiles * shape.inputs * shape.outputs
-    transforms = tiles * (shape.inputs + shape.outputs) + groups * shape.inputs * shape.outputs
-    return points * (multiplies + TRANSFORM_COST * transforms) / EFFICIENCY
+    groups = _groups(tiles, shape.inputs, points, machine)
+    slots = groups.count * groups.blocks * (groups.rows + BLOCK_COST)
+    multiplies = slots * shape.inputs * shape.outputs
+    transforms = tiles * (shape.inputs + shape.outputs) + groups.count * shape.inputs * shape.outputs
+    return points * (multiplies + TRANSFORM_COST * transforms)
 
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:
@@ -287,11 +272,18 @@ def accepts(shape: ConvShape, machine: Machine) -> bool:
     return plain and shape.inputs % machine.lanes == 0 and shape.outputs % machine.panel == 0
 
 
+def upsamples(shape: ConvShape, factor: int, machine: Machine) -> bool:
+    """Tell whether it can read an input that is upsampled by ``factor`` on the way."""
+    fits = (machine.winograd_tile or OUTPUT_TILES[-1]) % factor == 0
+    return factor == 1 or (fits and shape.padding == (1, 1, 1, 1) and min(shape.height, shape.width) >= factor)
+
+
 def cheapest_tile(shape: ConvShape, machine: Machine) -> tuple[int, float]:
     """Return m and estimated cost of the cheapest F(m x m), or of the one that the machine is told to use."""
     if machine.winograd_tile is not None:
         return machine.winograd_tile, 0.0
-    return min(((m, _cost(shape, machine, m)) for m in OUTPUT_TILES), key=lambda choice: choice[1])
+    tiles = (m for m in OUTPUT_TILES if m % shape.upsample == 0)
+    return min(((m, _cost(shape, machine, m)) for m in tiles), key=lambda choice: choice[1])
 
 
 def winograd(

@@ -91,18 +91,17 @@ class _Matcher:
             elif is_op(step.value, "relax.concat") and self.on["fused_concat"]:
                 self._absorb_concat(step)
 
-    def _match(self, value: relax.Expr, upsamples: bool = False) -> _Match | None:
-        """Return the match of an operator that a kernel takes, or one that reads what is upsampled."""
-        entry = find(value, lambda x: isinstance(x, relax.Var) and x in self.known, self.machine, self.on, upsamples)
+    def _match(self, value: relax.Expr, upsample: int = 1) -> _Match | None:
+        """Return the match of an operator that a kernel takes, where it can read data that is upsampled on the way."""
+        entry = find(value, lambda x: isinstance(x, relax.Var) and x in self.known, self.machine, self.on, upsample)
         return None if entry is None else _Match(value, entry)
 
     def _absorb_upsampling(self, value: relax.Expr) -> _Match | None:
         """Let a kernel read what is upsampled, if there is one and nobody else reads the result."""
-        match = self._match(value, upsamples=True)
-        if match is None or self.machine.winograd_tile is not None:
+        if not isinstance(value, relax.Call) or not value.args or not isinstance(value.args[0], relax.Var):
             return None
-        data, *others = match.call.args
-        resize = self.values.get(data) if isinstance(data, relax.Var) else None
+        data, *others = value.args
+        resize = self.values.get(data)
         if not is_op(resize, "relax.image.resize2d") or self.uses[data] != 1:
             return None
         attrs = resize.attrs
@@ -111,8 +110,11 @@ class _Matcher:
         factor = tall // height
         if way != ("NHWC", "nearest_neighbor", "asymmetric") or (tall, wide) != (height * factor, width * factor):
             return None
+        match = self._match(value, factor)
+        if match is None:
+            return None
         self.absorbed.add(data)
-        call = relax.Call(match.call.op, [resize.args[0], *others], match.call.attrs)
+        call = relax.Call(value.op, [resize.args[0], *others], value.attrs)
         return _Match(call, match.entry, upsample=factor)
 
     def _open(self, result: relax.Expr, uses: int = 1) -> _Match | None:
