@@ -7,6 +7,7 @@ import pytest
 import tvm
 from tvm import tirx
 
+from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.register_tile import Machine
 from compiler.target import resolve_target
 from utils.cpu import host_instruction_sets, permit_tiles
@@ -43,6 +44,16 @@ def run_kernel(
     given = (np.ascontiguousarray(x, x.dtype if x.dtype in (np.int32, np.uint32) else np.float32) for x in inputs)
     library["main"](*(tvm.runtime.tensor(x) for x in given), result)
     return result.numpy()
+
+
+def reads_picture(shape: ConvShape) -> bool:
+    """Tell whether a convolution reads anything but padding, which would make zeros of all."""
+
+    def reads(extent: int, kernel: int, stride: int, before: int, results: int) -> bool:
+        return any(0 <= i * stride + tap - before < extent for i in range(results) for tap in range(kernel))
+
+    sizes = (shape.height, shape.width), shape.kernel, shape.stride, shape.padding[:2], shape.result
+    return all(reads(*axis) for axis in zip(*sizes, strict=True))
 
 
 def panels(weight: np.ndarray, panel: int) -> np.ndarray:

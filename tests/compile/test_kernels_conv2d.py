@@ -1,10 +1,12 @@
 """The direct convolution on packed weights, against NumPy in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, run_kernel
+from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, reads_picture, run_kernel
 
 from compiler.kernels.conv2d import ENOUGH_PANELS, SMALL_ROWS, ConvShape, conv2d
 
@@ -54,7 +56,15 @@ def shapes(draw):
         padding=tuple(draw(st.integers(0, 2)) for _ in range(4)),
     )
     assume(all(extent >= size for extent, size in zip(shape.padded, shape.kernel, strict=True)))
+    assume(reads_picture(shape))
     return shape
+
+
+def test_convolutions_of_padding_alone_are_not_drawn():
+    """A row of padding above and one below, of which a stride of 2 reads these two."""
+    shape = ConvShape(1, 1, 5, 3, 4, (1, 1), (2, 1), (1, 0, 1, 0))
+    assert not reads_picture(shape) and reads_picture(replace(shape, stride=(1, 1)))
+    assert reads_picture(replace(shape, kernel=(2, 1))) and not reads_picture(replace(shape, padding=(1, 9, 1, 0)))
 
 
 @settings(deadline=None, max_examples=14)

@@ -9,7 +9,7 @@ import pytest
 import tvm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_runner import UNITS, assert_near, needs_unit, panels, word_machine
+from kernel_runner import UNITS, assert_near, needs_unit, panels, reads_picture, word_machine
 from test_kernels_conv2d import reference_conv2d
 
 from compiler.kernels import tile_winograd
@@ -127,7 +127,8 @@ def shapes(draw):
         upsample=upsample,
     )
     assume(all(extent >= size for extent, size in zip(shape.padded, shape.kernel, strict=True)))
-    assume(shape.pixels >= 16 and accepts(shape, word_machine(UNITS[0])))  # so that not all of it is padding
+    assume(shape.pixels >= 16 and accepts(shape, word_machine(UNITS[0])))
+    assume(reads_picture(shape))
     return shape
 
 
