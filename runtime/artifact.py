@@ -106,7 +106,8 @@ class Component:
     both tell whether it has to be built anew.
 
     For a GPU, ``library`` holds what the host does and ``device`` the kernels. ``psnr`` and ``time_share`` are empty
-    where the build had no GPU; ``references`` has inputs and PyTorch's outputs, which the first run on one compares.
+    where the build's machine could not run it, a GPU or CPU that was not there; ``references`` has inputs and PyTorch's
+    outputs, which the first run where it can compares.
     """
 
     library: File
