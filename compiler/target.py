@@ -139,7 +139,7 @@ def resolve_target(text: str, dtype: str = "float32", cpu: str | None = None) ->
     unit = _unit(features, dtype)
     parts = 1 if dtype == "bfloat16" else 2
     cores = int(options["num-cores"])
-    native = given is None and cpu in (None, NATIVE) or text == "llvm" and cpu is None
+    native = given is None and cpu in (None, NATIVE)
     caches = cache_sizes() if native else Caches()
     level2 = caches.l2 // 2 if unit else caches.l2  # beside tiles of words lies what they are made of
     shared = min(max(caches.l3 // cores, caches.l2), MOST_SHARED)

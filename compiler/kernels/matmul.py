@@ -20,7 +20,7 @@ from compiler.kernels.sources import Sources
 from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
 
-FEW_ROWS = 512  # below it weights weigh more than rows
+FEW_ROWS = 512  # up to which weights weigh more than rows
 STRIPES = 2  # stripes of rows per core
 
 
@@ -59,7 +59,7 @@ class _Matmul:
         self.sources.declare((self.m,))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
-        by_panel = self.m < FEW_ROWS and self.panels >= self.machine.cores
+        by_panel = self.m <= FEW_ROWS and self.panels >= self.machine.cores
         if by_panel if self.tiling.task == 0 else self.tiling.task == 1:
             with T.parallel(self.panels) as panel:
                 with T.serial(self.tiles) as tile:

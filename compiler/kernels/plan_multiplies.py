@@ -9,7 +9,7 @@ from typing import Any
 from tvm import relax, tirx
 
 from compiler.graph import static_shape
-from compiler.kernels import tile_conv2d, tile_winograd, winograd
+from compiler.kernels import narrow_conv2d, tile_conv2d, tile_winograd, winograd
 from compiler.kernels.conv2d import ConvShape, conv2d
 from compiler.kernels.epilogue import GEGLU
 from compiler.kernels.matmul import matmul
@@ -172,6 +172,23 @@ def _conv_operands(
     return operands
 
 
+def _accepts_narrow_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
+    return _accepts_conv2d(call, is_weight, machine) and narrow_conv2d.accepts(conv_shape(call), machine)
+
+
+def _plan_narrow_conv2d(call: relax.Call, fused: Fused, machine: Machine) -> Plan:
+    shape = conv_shape(call)
+    data, weight = call.args
+
+    def operands(builder: relax.BlockBuilder) -> list[relax.Expr]:
+        taps = builder.emit(relax.op.reshape(weight, [math.prod(shape.kernel), shape.inputs, shape.outputs]))
+        rows = builder.emit(relax.op.permute_dims(taps, [2, 0, 1]))
+        return [data, rows, *_matrices(builder, fused.added, shape.outputs)]
+
+    arguments = (shape, tuple(a.rows for a in fused.added), machine)
+    return Plan("narrow_conv2d", narrow_conv2d.narrow_conv2d, arguments, operands, [shape.pixels, shape.outputs])
+
+
 def _accepts_tile_conv2d(call: relax.Call, is_weight: IsWeight, machine: Machine) -> bool:
     return _accepts_conv2d(call, is_weight, machine) and tile_conv2d.accepts(conv_shape(call), machine)
 
@@ -252,6 +269,14 @@ MULTIPLIES = (
         lambda call, machine: winograd.cheapest_tile(conv_shape(call), machine)[1],
         adds=True,
         upsamples=lambda call, factor, machine: winograd.upsamples(conv_shape(call), factor, machine),
+    ),
+    Entry(
+        ("packed_weights",),
+        "relax.nn.conv2d",
+        _accepts_narrow_conv2d,
+        _plan_narrow_conv2d,
+        lambda call, _machine: narrow_conv2d.COST * conv_shape(call).multiplies,
+        adds=True,
     ),
     Entry(
         ("packed_weights",),

@@ -32,7 +32,7 @@ OUTPUT_TILES = (2, 4, 6)
 GROUP = 96  # tiles at most: more of them leave no room for their products of a panel
 CHANNELS = 128  # of a block of weights at most
 WEIGHTS = 0.6  # of the second cache level, for a block of transformed weights
-INPUTS = 0.75  # of a core's part of the last cache level, for the transformed inputs of a group
+INPUTS = 0.5  # of a core's part of the last cache level, for the transformed inputs of a group
 FEW = 160  # tiles up to which the tasks are panels
 FLOAT = 4  # bytes
 TRANSFORM_COST = 12  # multiply-adds in whose time one element is transformed
@@ -54,7 +54,7 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Groups:
-    """How tiles are shared: ``count`` groups of ``tiles``, each in ``blocks`` of ``rows``; ``few``: all are one group."""
+    """``count`` groups of ``tiles``, each in ``blocks`` register tiles of ``rows``; ``few``: all are one group."""
 
     few: bool
     count: int
@@ -78,7 +78,7 @@ def _groups(tiles: int, inputs: int, points: int, machine: Machine, tiling: Tili
 
 
 def _channels(inputs: int, points: int, machine: Machine, tiling: Tiling) -> int:
-    """Return the largest block of whole vectors of channels that divides the inputs and whose weights the cache holds."""
+    """Return the most channels, in whole vectors, that divide the inputs and whose weights the cache holds."""
     fitting = int(WEIGHTS * machine.cache) // (points * machine.panel * FLOAT)
     most = max(machine.lanes, min(tiling.channels or CHANNELS, fitting))
     return max(size for size in range(machine.lanes, most + 1, machine.lanes) if inputs % size == 0)

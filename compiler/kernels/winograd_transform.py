@@ -113,7 +113,7 @@ def transform(v: Vectors, matrix: Sequence[Sequence[float]], values: Sequence[Va
 
 
 def _pairs(lines: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Return the pairs of lines that are alike but for signs, which agree in one place or more and differ in another."""
+    """Return the pairs of lines that are alike but for signs, some of which agree and some of which differ."""
     found: list[tuple[int, int]] = []
     for i, first in enumerate(lines):
         for j in range(i + 1, len(lines)):

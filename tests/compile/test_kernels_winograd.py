@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, run_kernel
 
 from compiler.kernels.conv2d import ConvShape
-from compiler.kernels.winograd import OUTPUT_TILES, accepts, cheapest_tile, matrices, winograd
+from compiler.kernels.winograd import OUTPUT_TILES, accepts, cheapest_tile, winograd
+from compiler.kernels.winograd_transform import matrices
 
 RELATIVE = {2: 2e-6, 4: 2e-5}  # of the sum of magnitudes; the transforms of F(4 x 4) cost some digits
 
