@@ -2,7 +2,8 @@
 
 A tile of 12 rows x 32 columns (AVX-512) stays in registers: per step of K two vector loads of weights feed 24
 multiply-adds. With many rows a task is a stripe of rows, and as many panels as fit the second cache level are reused
-for all rows of the stripe; with few rows the tasks are the panels, so that each weight is read once.
+for all rows of the stripe. With few rows the tasks are the panels, so that each weight is read once; the next panel is
+asked for while this one is computed, or memory and arithmetic would wait for each other.
 Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication (2008).
 """
 
@@ -18,10 +19,12 @@ from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.sources import Sources
 from compiler.kernels.tiling import choice
-from compiler.kernels.tir import Value, argument, local, prim_func, steps, tile_size
+from compiler.kernels.tir import Value, argument, local, prefetch, prim_func, steps, tile_size
 
-FEW_ROWS = 512  # up to which weights weigh more than rows
+FEW_ROWS = 512  # below it weights weigh more than rows
 STRIPES = 2  # stripes of rows per core
+LINE = 16  # floats of a cache line
+BURST = 20  # cache lines asked for at once
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class _Matmul:
         self.panels = -(-n // machine.panel)
         self.tile_rows = tile_size(m, tiling.rows or machine.rows)
         self.tiles = -(-m // self.tile_rows)
+        self.bursts = 1
+        self.lines = -(-machine.panel // LINE)  # of a row of a panel
         self.epilogue = Epilogue(operand_rows, m, n, activation, results)
 
     def body(self) -> None:
@@ -59,8 +64,9 @@ class _Matmul:
         self.sources.declare((self.m,))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
-        by_panel = self.m <= FEW_ROWS and self.panels >= self.machine.cores
+        by_panel = self.m < FEW_ROWS and self.panels >= self.machine.cores
         if by_panel if self.tiling.task == 0 else self.tiling.task == 1:
+            self.bursts = self._count_bursts()
             with T.parallel(self.panels) as panel:
                 with T.serial(self.tiles) as tile:
                     self._tile(tile, panel)
@@ -98,8 +104,33 @@ class _Matmul:
                     rows, lambda row: x[first + row, k], lambda c: registers.v.load(self.w, panel, start + k, c)
                 )
 
-            steps(end - start, UNROLL, step)
+            length = (end - start) // self.bursts
+            if self.bursts == 1:
+                steps(length, UNROLL, step)
+                continue
+            with T.serial(self.bursts) as burst:
+                self._prefetch(tile * self.bursts + burst, panel)
+                steps(length, UNROLL, lambda k, step=step, low=burst * length: step(low + k))
         registers.write(rows, lambda row: first + row, panel, self.epilogue)
+
+    def _count_bursts(self) -> int:
+        """Return in how many bursts a tile asks for its share of the next panel's weights."""
+        units = self.k // UNROLL
+        if len(self.sources.widths) > 1 or self.k % UNROLL:
+            return 1
+        wanted = -(-self.k * self.lines // (self.tiles * BURST))
+        return min(
+            (count for count in range(1, units + 1) if units % count == 0), key=lambda count: (count < wanted, count)
+        )
+
+    def _prefetch(self, turn: Value, panel: Value) -> None:
+        """Ask for some of the next panel's weights, while the tiles of this one are computed."""
+        lines, turns = self.k * self.lines, self.tiles * self.bursts
+        each, after = -(-lines // turns), T.min(panel + 1, self.panels - 1)
+        with T.serial(each) as index:
+            line = T.min(turn * each + index, lines - 1)
+            column = T.floormod(line, self.lines) * LINE
+            prefetch(self.w, [after, T.floordiv(line, self.lines), column])
 
 
 def matmul(

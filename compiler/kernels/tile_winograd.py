@@ -27,7 +27,7 @@ from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, scratch
 from compiler.kernels.unit import TILE, Product, Words
 from compiler.kernels.units import unit
-from compiler.kernels.winograd import matrices
+from compiler.kernels.winograd_transform import matrices
 
 M = 2  # rows and columns of a tile of the result
 SIZE = M + 2

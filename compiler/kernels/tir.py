@@ -60,6 +60,15 @@ def pointer(buffer: Value, index: Sequence[Value]) -> Value:
     return buffer.access_ptr("rw", offset=offset)
 
 
+def prefetch(buffer: Value, index: Sequence[Value]) -> None:
+    """Ask for the cache line of an element, into the second level.
+
+    LLVM takes it for a use of memory: within a loop it would keep sums out of registers.
+    """
+    read, second_level, data = T.int32(0), T.int32(2), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", pointer(buffer, index), read, second_level, data))
+
+
 class Vectors:
     """Loads, stores and arithmetic on vectors of ``lanes`` float32; one lane is a scalar."""
 

@@ -35,7 +35,8 @@ WEIGHTS = 0.6  # of the second cache level, for a block of transformed weights
 INPUTS = 0.5  # of a core's part of the last cache level, for the transformed inputs of a group
 FEW = 160  # tiles up to which the tasks are panels
 FLOAT = 4  # bytes
-TRANSFORM_COST = 12  # multiply-adds in whose time one element is transformed
+TRANSFORM_COST = 12  # multiply-adds in whose time one element of the input or the result is transformed
+WEIGHT_COST = 6  # and one of the weights
 BLOCK_COST = 1.0  # rows of a register tile in whose time its sums are loaded and stored
 
 
@@ -262,8 +263,9 @@ def _cost(shape: ConvShape, machine: Machine, m: int) -> float:
     groups = _groups(tiles, shape.inputs, points, machine)
     slots = groups.count * groups.blocks * (groups.rows + BLOCK_COST)
     multiplies = slots * shape.inputs * shape.outputs
-    transforms = tiles * (shape.inputs + shape.outputs) + groups.count * shape.inputs * shape.outputs
-    return points * (multiplies + TRANSFORM_COST * transforms)
+    transforms = TRANSFORM_COST * tiles * (shape.inputs + shape.outputs)
+    weights = WEIGHT_COST * groups.count * shape.inputs * shape.outputs
+    return points * (multiplies + transforms + weights)
 
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:

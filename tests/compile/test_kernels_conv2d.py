@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kernel_runner import SHAPES_OF_REGISTERS, assert_near, machine, panels, reads_picture, run_kernel
 
 from compiler.kernels.conv2d import ENOUGH_PANELS, SMALL_ROWS, ConvShape, conv2d
+from compiler.kernels.narrow_conv2d import MOST_OUTPUTS, accepts, narrow_conv2d
 
 
 def reference_conv2d(x, w, stride, padding):
@@ -25,14 +26,18 @@ def reference_conv2d(x, w, stride, padding):
     return total
 
 
-def check(shape, operand_rows, machine_, size=1.0, seed=0):
+def check(shape, operand_rows, machine_, size=1.0, seed=0, narrow=False):
     random = np.random.default_rng(seed)
     x = (random.standard_normal((shape.batch, shape.height, shape.width, shape.inputs)) * size).astype(np.float32)
     w = random.standard_normal((*shape.kernel, shape.inputs, shape.outputs)).astype(np.float32)
     pixels = shape.batch * shape.result[0] * shape.result[1]
     added = [(random.standard_normal((rows, shape.outputs)) * size).astype(np.float32) for rows in operand_rows]
-    packed = panels(w.reshape(-1, shape.outputs), machine_.panel)
-    result = run_kernel(conv2d(shape, operand_rows, machine_), [x, packed, *added], (pixels, shape.outputs))
+    if narrow:
+        packed = w.reshape(-1, shape.inputs, shape.outputs).transpose(2, 0, 1)
+    else:
+        packed = panels(w.reshape(-1, shape.outputs), machine_.panel)
+    kernel = (narrow_conv2d if narrow else conv2d)(shape, operand_rows, machine_)
+    result = run_kernel(kernel, [x, packed, *added], (pixels, shape.outputs))
     reference = reference_conv2d(x, w, shape.stride, shape.padding)
     assert reference.shape == (shape.batch, *shape.result, shape.outputs)
     reference = reference.reshape(pixels, shape.outputs)
@@ -94,3 +99,27 @@ def test_each_width_and_both_orders_of_loops(lanes, registers):
 def test_padding_on_one_side_only():
     """The VAE encoder pads right and bottom only, before a stride of 2."""
     check(ConvShape(1, 13, 9, 8, 16, (3, 3), (2, 2), (0, 0, 1, 1)), (1,), machine(16, 32))
+
+
+@settings(deadline=None, max_examples=14)
+@given(
+    shape=shapes(),
+    registers=st.sampled_from(SHAPES_OF_REGISTERS),
+    vectors=st.integers(1, 3),
+    outputs=st.integers(1, MOST_OUTPUTS),
+    residual=st.booleans(),
+    size=st.sampled_from([1.0, 1e30, 1e-30]),
+    seed=st.integers(0, 99),
+)
+def test_few_outputs(shape, registers, vectors, outputs, residual, size, seed):
+    """Input channels in the lanes: any kernel, stride and padding."""
+    shape, machine_ = replace(shape, inputs=vectors * registers[0], outputs=outputs), machine(*registers)
+    assert accepts(shape, machine_)
+    check(shape, (1, shape.pixels) if residual else (1,), machine_, size, seed, narrow=True)
+
+
+def test_what_the_kernel_of_few_outputs_takes():
+    shape = ConvShape(1, 5, 5, 32, 4, (3, 3), (1, 1), (1, 1, 1, 1))
+    assert accepts(shape, machine(16, 32))
+    assert not accepts(replace(shape, outputs=MOST_OUTPUTS + 1), machine(16, 32))
+    assert not accepts(replace(shape, inputs=24), machine(16, 32))
