@@ -14,6 +14,7 @@ from utils.cpu import physical_cores
 PROBE = Path(__file__).with_name("thread_probe.py")
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 UNBOUND = {key: value for key, value in os.environ.items() if not key.startswith(("TVM_", "OMP_"))}
+ALONE = {"OPENBLAS_NUM_THREADS": "1"}  # NumPy's threads are not ours
 
 pytestmark = pytest.mark.skipif(not CORES, reason="the system has no masks")
 
@@ -27,7 +28,7 @@ def start(*flags, mask=None, **environ):
 
     command = [sys.executable, str(PROBE), *map(str, flags)]
     return subprocess.Popen(
-        command, cwd=ROOT, env={**UNBOUND, **environ}, stdout=subprocess.PIPE, text=True, preexec_fn=put
+        command, cwd=ROOT, env={**UNBOUND, **ALONE, **environ}, stdout=subprocess.PIPE, text=True, preexec_fn=put
     )
 
 
