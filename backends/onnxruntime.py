@@ -13,6 +13,7 @@ import numpy as np
 from backends.converted import Converted
 from backends.peer import COMMAND, FUNCTIONS
 from utils.errors import UserError
+from utils.features import HIDE, hidden
 
 if TYPE_CHECKING:
     from models.components import Component
@@ -47,6 +48,8 @@ class OnnxRuntime(Converted):
         """Return why this peer can't run here, None when it can."""
         if self.settings.dtype != "float32":
             return f"onnxruntime's CPU kernels have no {self.settings.dtype}"
+        if hidden():
+            return f"onnxruntime can't be held to the instruction sets that {HIDE} leaves"
         return super().unavailable()
 
     def write(self, part: Component, folder: Path) -> None:

@@ -17,7 +17,7 @@ from benchmarks.session import Session, model_name, versions
 from benchmarks.workers import Worker, WorkerError
 from utils import units
 from utils.command_line import parse
-from utils.cpu import cpu_name, physical_cores
+from utils.cpu import cpu_name, host_instruction_sets, physical_cores
 from utils.errors import run_script
 from utils.progress import progress, say
 
@@ -51,6 +51,7 @@ class Comparison:
         self.results = Results(
             {
                 "cpu": cpu_name(),
+                "features": host_instruction_sets() or [],
                 "threads": threads,
                 "versions": versions(),
                 "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name not in FOLDERS},

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backends.held import held
 from backends.peer import Settings
 from utils.allocator import HUGE_PAGES
 from utils.config import ROOT
@@ -40,7 +41,7 @@ class Worker:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "backends.worker"],
                 cwd=ROOT,
-                env={**HUGE_PAGES, **os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                env={**HUGE_PAGES, **os.environ, **held(), "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,

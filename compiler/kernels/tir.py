@@ -18,6 +18,7 @@ Value = Any  # an expression of the builder
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer kept in its low bits
 EXPONENT_BITS = 23
 LOWEST_EXPONENT = -126.0
+HIDING = 5  # rows of two vectors whose sums hide the latency of a multiply-add
 EXP2_DEGREE = 6  # 2^f on |f| <= 1/2 to 1.2e-8 relative, below float32's own rounding
 
 
@@ -149,9 +150,10 @@ def tiles(count: int, size: int, body: Callable[[Value, int], None]) -> None:
 def tile_size(count: int, limit: int) -> int:
     """Return a tile for ``count`` of at most ``limit``: one that divides it if that costs at most a third of the tile.
 
-    Without a shorter last tile the kernel's code is half as long. Otherwise the tiles are as even as possible.
+    Without a shorter last tile the kernel's code is half as long. But a tile of less than ``HIDING`` rows waits for its
+    own sums. Otherwise the tiles are as even as possible.
     """
     if count <= limit:
         return count
     divisor = max(d for d in range(1, limit + 1) if count % d == 0)
-    return divisor if 3 * divisor >= 2 * limit else -(-count // -(-count // limit))
+    return divisor if 3 * divisor >= 2 * limit and divisor >= HIDING else -(-count // -(-count // limit))
