@@ -134,16 +134,19 @@ def resolve_target(text: str, dtype: str = "float32", cpu: str | None = None) ->
     features = _llvm_features(target)
     if "64bit-mode" in features and "64bit" not in features:  # LLVM would end the process
         raise UserError(f"--cpu {options['mcpu']} has no 64 bits, which code here is of; name another, as in x86-64-v3")
+    native = given is None and cpu in (None, NATIVE)
+    return Cpu(target, _machine(features, int(options["num-cores"]), cache_sizes() if native else Caches(), dtype))
+
+
+def _machine(features: set[str], cores: int, caches: Caches, dtype: str) -> Machine:
+    """Return what kernels need to know of a CPU that has these features."""
     lanes = 16 if "avx512f" in features else 8 if "avx" in features else 4
     many = "avx512f" in features or "neon" in features
-    unit = _unit(features, dtype)
-    parts = 1 if dtype == "bfloat16" else 2
-    cores = int(options["num-cores"])
-    native = given is None and cpu in (None, NATIVE)
-    caches = cache_sizes() if native else Caches()
-    level2 = caches.l2 // 2 if unit else caches.l2  # beside tiles of words lies what they are made of
+    registers, unit, parts = 32 if many else 16, _unit(features, dtype), 1 if dtype == "bfloat16" else 2
+    if unit is not None:  # beside tiles of words lies what they are made of
+        return Machine(lanes, registers, cores, caches.l2 // 2, unit, parts)
     shared = min(max(caches.l3 // cores, caches.l2), MOST_SHARED)
-    return Cpu(target, Machine(lanes, 32 if many else 16, cores, level2, unit, parts, shared=shared))
+    return Machine(lanes, registers, cores, caches.l2, parts=parts, shared=shared)
 
 
 def why_not_here(cpu: Cpu) -> str | None:

@@ -9,7 +9,7 @@ Source: Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tvm.tirx.script.builder.ir as T
@@ -110,7 +110,12 @@ class _Matmul:
                 continue
             with T.serial(self.bursts) as burst:
                 self._prefetch(tile * self.bursts + burst, panel)
-                steps(length, UNROLL, lambda k, step=step, low=burst * length: step(low + k))
+                low = burst * length
+
+                def later(k: Value, step: Callable[[Value], None] = step, low: Value = low) -> None:
+                    step(low + k)
+
+                steps(length, UNROLL, later)
         registers.write(rows, lambda row: first + row, panel, self.epilogue)
 
     def _count_bursts(self) -> int:

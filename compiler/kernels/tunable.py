@@ -27,6 +27,7 @@ from compiler.kernels.tiling import choices
 
 TYPES = {kind.__name__: kind for kind in (AttentionShape, ConvShape, GroupNormShape, Machine)}
 TYPE = "type"  # the key of a dataclass' name
+LATER = ("shared",)  # fields that keys leave out where they are as usual: older keys have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,9 @@ TUNABLE = {
     "tile_matmul": Tunable(tile_conv2d.tile_conv2d, tile_conv2d.Tiling),
     "tile_winograd": Tunable(tile_winograd.tile_winograd, tile_winograd.Tiling),
     "tile_attention": Tunable(tile_attention.tile_attention, tile_attention.Tiling),
-    "matmul": Tunable(matmul.matmul, matmul.Tiling),
+    "matmul": Tunable(matmul.matmul, matmul.Tiling, 2),
     "conv2d": Tunable(conv2d.conv2d, conv2d.Tiling),
-    **{f"winograd_{m}": Tunable(winograd.winograd, winograd.Tiling) for m in (*winograd.OUTPUT_TILES, 6)},
+    **{f"winograd_{m}": Tunable(winograd.winograd, winograd.Tiling, 2) for m in winograd.OUTPUT_TILES},
     "flash_attention": Tunable(flash_attention.flash_attention, flash_attention.Tiling),
     "group_norm": Tunable(group_norm.group_norm, group_norm.Tiling),
 }
@@ -62,8 +63,9 @@ def encode(arguments: tuple[Any, ...]) -> str:
         if isinstance(value, Machine):  # the kernel's name has the tile that was asked for
             value = dataclasses.replace(value, winograd_tile=None)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            return {TYPE: type(value).__name__, **fields}
+            fields = {f.name: (getattr(value, f.name), f.default) for f in dataclasses.fields(value)}
+            told = {name: plain(own) for name, (own, usual) in fields.items() if name not in LATER or own != usual}
+            return {TYPE: type(value).__name__, **told}
         return [plain(item) for item in value] if isinstance(value, (tuple, list)) else value
 
     return json.dumps(plain(arguments), sort_keys=True)
