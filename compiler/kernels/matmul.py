@@ -19,11 +19,10 @@ from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.sources import Sources
 from compiler.kernels.tiling import choice
-from compiler.kernels.tir import Value, argument, local, prefetch, prim_func, steps, tile_size
+from compiler.kernels.tir import LINE, Value, argument, local, prefetch, prim_func, steps, tile_size
 
-FEW_ROWS = 512  # below it weights weigh more than rows
+FEW_ROWS = 512  # up to which weights weigh more than rows
 STRIPES = 2  # stripes of rows per core
-LINE = 16  # floats of a cache line
 BURST = 20  # cache lines asked for at once
 
 
@@ -64,7 +63,7 @@ class _Matmul:
         self.sources.declare((self.m,))
         self.w = argument("w", (self.panels, self.k, self.machine.panel))
         self.epilogue.declare()
-        by_panel = self.m < FEW_ROWS and self.panels >= self.machine.cores
+        by_panel = self.m <= FEW_ROWS and self.panels >= self.machine.cores
         if by_panel if self.tiling.task == 0 else self.tiling.task == 1:
             self.bursts = self._count_bursts()
             with T.parallel(self.panels) as panel:

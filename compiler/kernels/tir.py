@@ -18,6 +18,7 @@ Value = Any  # an expression of the builder
 ROUND = 12582912.0  # 1.5 * 2^23: adding it rounds a float32 to an integer kept in its low bits
 EXPONENT_BITS = 23
 LOWEST_EXPONENT = -126.0
+LINE = 16  # floats of a cache line
 HIDING = 5  # rows of two vectors whose sums hide the latency of a multiply-add
 EXP2_DEGREE = 6  # 2^f on |f| <= 1/2 to 1.2e-8 relative, below float32's own rounding
 

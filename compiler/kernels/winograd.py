@@ -25,7 +25,7 @@ from compiler.kernels.conv2d import ConvShape
 from compiler.kernels.epilogue import Epilogue
 from compiler.kernels.register_tile import UNROLL, Machine, RegisterTile
 from compiler.kernels.tiling import choice
-from compiler.kernels.tir import Value, Vectors, argument, local, prim_func, steps
+from compiler.kernels.tir import LINE, Value, Vectors, argument, local, prefetch, prim_func, steps
 from compiler.kernels.winograd_transform import Filter, minimal_filter, transform
 
 OUTPUT_TILES = (2, 4, 6)
@@ -189,9 +189,24 @@ class _Winograd:
         with T.serial(self.shape.inputs // self.channels) as channels:
             self._weights(channels * self.channels, panel)
             with T.serial(self.points) as point, T.serial(blocks) as block:
+                if self.groups.few:
+                    self._prefetch(panel, channels, point * self.groups.blocks + block)
                 self._multiply(channels, point, block * self.rows)
         with T.serial(count) as tile:
             self._output(tile, first + tile, panel)
+
+    def _prefetch(self, panel: Value, channels: Value, turn: Value) -> None:
+        """Ask for some of the weights that are transformed next, while these are multiplied."""
+        width = max(1, self.machine.panel // LINE)  # cache lines of one input channel and tap
+        lines, last = 9 * self.channels * width, channels == self.shape.inputs // self.channels - 1
+        each = -(-lines // (self.points * self.groups.blocks))
+        panel = T.min(panel + T.Select(last, 1, 0), self.panels - 1)
+        start = T.Select(last, 0, (channels + 1) * self.channels)
+        with T.serial(each) as index:
+            line = T.min(turn * each + index, lines - 1)
+            tap, place = T.floordiv(line, self.channels * width), T.floormod(line, self.channels * width)
+            row = tap * self.shape.inputs + start + T.floordiv(place, width)
+            prefetch(self.w, [panel, row, T.floormod(place, width) * LINE])
 
     def _weights(self, start: Value, panel: Value) -> None:
         """Write G g G^T of a block of channels of one panel."""
