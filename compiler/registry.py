@@ -25,4 +25,4 @@ def find(
     entries = TENSOR_CORES if isinstance(machine, Gpu) else CPU
     wanted = (e for e in entries if e.operator == call.op.name and all(on[name] for name in e.optimisations))
     taking = [e for e in wanted if e.accepts(call, is_weight, machine) and e.upsamples(call, upsample, machine)]
-    return min(taking, key=lambda entry: entry.cost(call, machine), default=None)
+    return min(taking, key=lambda entry: entry.cost(call, machine, upsample), default=None)

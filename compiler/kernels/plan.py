@@ -67,17 +67,17 @@ class Entry:
     """A kernel in the registry, used while all of ``optimisations`` are on. Its machine is a CPU's or a GPU's.
 
     ``accepts`` looks at a call and at the machine, ``plan`` makes the kernel's call, and where several kernels take an
-    operator, ``cost`` estimates their time in multiply-adds of vector registers. ``adds``, ``activations`` and
-    ``splits`` tell what the kernel can do besides; activations only where the optimisation ``fuses`` is on.
-    ``upsamples`` tells whether it can read data that is upsampled by this factor on the way, ``joins`` whether it can
-    read channels of these widths side by side.
+    operator, ``cost`` estimates their time in multiply-adds of vector registers, of data that is upsampled by a factor.
+    ``adds``, ``activations`` and ``splits`` tell what the kernel can do besides; activations only where the
+    optimisation ``fuses`` is on. ``upsamples`` tells whether it can read data that is upsampled by this factor on the
+    way, ``joins`` whether it can read channels of these widths side by side.
     """
 
     optimisations: tuple[str, ...]
     operator: str
     accepts: Callable[[relax.Call, IsWeight, Any], bool]
     plan: Callable[[relax.Call, Fused, Any], Plan]
-    cost: Callable[[relax.Call, Any], float] = lambda _call, _machine: 0.0
+    cost: Callable[[relax.Call, Any, int], float] = lambda _call, _machine, _upsample: 0.0
     adds: bool = False
     activations: tuple[str, ...] = ()
     upsamples: Callable[[relax.Call, int, Any], bool] = lambda _call, factor, _machine: factor == 1

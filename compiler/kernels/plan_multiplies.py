@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -222,7 +223,12 @@ def _joins_blocks(_call: relax.Call, widths: Sequence[int], _machine: Machine) -
     return all(width % BLOCK == 0 for width in widths)
 
 
-def _multiplies(call: relax.Call, _machine: Machine) -> float:
+def _read(call: relax.Call, upsample: int) -> ConvShape:
+    """Return the shape of a convolution whose data, as it is now, is upsampled and would be read on the way."""
+    return dataclasses.replace(conv_shape(call), upsample=upsample)
+
+
+def _multiplies(call: relax.Call, _machine: Machine, _upsample: int) -> float:
     return (matmul_shape if call.op.name == "relax.matmul" else conv_shape)(call).multiplies
 
 
@@ -238,7 +244,7 @@ MULTIPLIES = (
         "relax.matmul",
         _accepts_tile_matmul,
         _plan_tile_matmul,
-        lambda call, machine: tile_conv2d.cost(matmul_shape(call), machine),
+        lambda call, machine, _upsample: tile_conv2d.cost(matmul_shape(call), machine),
         **TAIL,
     ),
     Entry(("packed_weights",), "relax.matmul", _accepts_matmul, _plan_matmul, _multiplies, **TAIL),
@@ -247,7 +253,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_tile_conv2d,
         _plan_tile_conv2d,
-        lambda call, machine: tile_conv2d.cost(conv_shape(call), machine),
+        lambda call, machine, upsample: tile_conv2d.cost(_read(call, upsample), machine),
         adds=True,
         upsamples=lambda _call, _factor, _machine: True,
         joins=_joins_blocks,
@@ -257,7 +263,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_tile_winograd,
         _plan_tile_winograd,
-        lambda call, machine: tile_winograd.cost(conv_shape(call), machine),
+        lambda call, machine, _upsample: tile_winograd.cost(conv_shape(call), machine),
         adds=True,
         joins=_joins_blocks,
     ),
@@ -266,7 +272,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_winograd,
         _plan_winograd,
-        lambda call, machine: winograd.cheapest_tile(conv_shape(call), machine)[1],
+        lambda call, machine, upsample: winograd.cheapest_tile(_read(call, upsample), machine)[1],
         adds=True,
         upsamples=lambda call, factor, machine: winograd.upsamples(conv_shape(call), factor, machine),
     ),
@@ -275,7 +281,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_narrow_conv2d,
         _plan_narrow_conv2d,
-        lambda call, _machine: narrow_conv2d.COST * conv_shape(call).multiplies,
+        lambda call, _machine, _upsample: narrow_conv2d.COST * conv_shape(call).multiplies,
         adds=True,
     ),
     Entry(

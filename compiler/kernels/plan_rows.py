@@ -132,7 +132,7 @@ ROWS = (
         "relax.nn.attention",
         _accepts_attention,
         _plan_attention,
-        lambda _call, _machine: 1.0,
+        lambda _call, _machine, _upsample: 1.0,
     ),
     Entry(("fused_softmax",), "relax.nn.softmax", _accepts_softmax, _plan_softmax),
     Entry(

@@ -28,7 +28,7 @@ from compiler.kernels.tiling import choice
 from compiler.kernels.tir import Value, Vectors, argument, prim_func, scratch
 from compiler.kernels.unit import SIDE, TILE, Product, Words
 from compiler.kernels.units import unit
-from compiler.kernels.upsampled import PHASES, has_phases
+from compiler.kernels.upsampled import PHASED, PHASES, has_phases
 
 FIELD = 512  # pixels of a field that pay for reading the weights anew
 COLUMNS = 64  # of a field at most: a field also splits the rows and columns that its kernel overlaps with
@@ -66,7 +66,8 @@ def cost(shape: ConvShape, machine: Machine) -> float:
     height, width = shape.result
     columns = even(width, COLUMNS)
     used = shape.batch * (height - 1) * _wide(shape, columns) * -(-width // columns) + width
-    products = SIDE * -(-used // SIDE) * math.prod(shape.kernel) * shape.inputs * shape.outputs
+    taps = math.prod(shape.kernel) * (PHASED if has_phases(shape) else 1)
+    products = SIDE * -(-used // SIDE) * taps * shape.inputs * shape.outputs
     return products * SPEED[machine.unit, machine.parts] + SPLIT_COST * shape.pixels * shape.inputs
 
 

@@ -17,6 +17,7 @@ from compiler.kernels.register_tile import Machine
 from compiler.kernels.tir import Vectors, argument, prim_func
 
 PHASES = 2  # in each direction
+PHASED = 16 / 36  # of the products are left
 TAPS = (((0,), (1, 2)), ((0, 1), (2,)))  # by phase, and tap of two: the taps of three that meet the same pixel
 
 

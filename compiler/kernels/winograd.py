@@ -37,6 +37,7 @@ FEW = 160  # tiles up to which the tasks are panels
 FLOAT = 4  # bytes
 TRANSFORM_COST = 12  # multiply-adds in whose time one element of the input or the result is transformed
 WEIGHT_COST = 6  # and one of the weights
+EFFICIENCY = {2: 0.85, 4: 0.85, 6: 0.75}  # of the register tile where caches are full, as measured
 BLOCK_COST = 1.0  # rows of a register tile in whose time its sums are loaded and stored
 
 
@@ -280,7 +281,7 @@ def _cost(shape: ConvShape, machine: Machine, m: int) -> float:
     multiplies = slots * shape.inputs * shape.outputs
     transforms = TRANSFORM_COST * tiles * (shape.inputs + shape.outputs)
     weights = WEIGHT_COST * groups.count * shape.inputs * shape.outputs
-    return points * (multiplies + transforms + weights)
+    return points * (multiplies + transforms + weights) / EFFICIENCY[m]
 
 
 def accepts(shape: ConvShape, machine: Machine) -> bool:

@@ -55,8 +55,25 @@ def test_upsampling_is_a_way_to_read(tmp_path):
     found = kernels(after(component, "dispatch"))
     assert found["tile_conv2d"] == 2
     assert "resize2d" not in after(component, "dispatch").script()
-    assert "resize2d" in after(component, "dispatch", cpu=WITHOUT_UNIT).script()
     assert parity(component, tmp_path).psnr["main"] >= 100
+
+
+@pytest.mark.parametrize("size", [(7, 9), (24, 40)])
+def test_upsampling_is_a_way_to_read_without_tiles(size, tmp_path):
+    """Winograd's kernel takes it; without it the picture is doubled in memory."""
+    component = component_of(Upsampled(), torch.randn(2, 32, *size))
+    module = after(component, "dispatch", cpu=WITHOUT_UNIT)
+    assert "resize2d" not in module.script()
+    assert sum(count for name, count in kernels(module).items() if name and name.startswith("winograd")) == 2
+    assert "resize2d" in after(component, "dispatch", "winograd", cpu=WITHOUT_UNIT).script()
+    assert parity(component, tmp_path, cpu=WITHOUT_UNIT).psnr["main"] >= 100
+
+
+def test_few_outputs_have_a_kernel_of_their_own(tmp_path):
+    component = component_of(nn.Conv2d(64, 3, 3, padding=1), torch.randn(1, 64, 9, 12))
+    assert kernels(after(component, "dispatch", cpu=WITHOUT_UNIT))["narrow_conv2d"] == 1
+    assert "narrow_conv2d" not in kernels(after(component, "dispatch", "packed_weights", cpu=WITHOUT_UNIT))
+    assert parity(component, tmp_path, cpu=WITHOUT_UNIT).psnr["main"] >= 100
 
 
 @pytest.mark.parametrize(("rows", "kernel"), [(2, "matmul"), (400, "tile_matmul")])
