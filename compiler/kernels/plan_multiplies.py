@@ -20,6 +20,8 @@ from compiler.kernels.split import BLOCK, WORDS
 from compiler.kernels.tile_winograd import POINTS, transform_panels
 from compiler.kernels.upsampled import PHASES, add_taps, has_phases
 
+GUIDED = 2  # pictures of a call with guidance, where one is drawn
+
 
 def _panels(builder: relax.BlockBuilder, weight: relax.Expr, rows: int, columns: int, panel: int) -> relax.Expr:
     """Pack a weight matrix [rows, columns] as [panels, rows, panel], padded with zeros. Linear in the weight."""
@@ -223,9 +225,14 @@ def _joins_blocks(_call: relax.Call, widths: Sequence[int], _machine: Machine) -
     return all(width % BLOCK == 0 for width in widths)
 
 
-def _read(call: relax.Call, upsample: int) -> ConvShape:
-    """Return the shape of a convolution whose data, as it is now, is upsampled and would be read on the way."""
-    return dataclasses.replace(conv_shape(call), upsample=upsample)
+def _read(call: relax.Call, machine: Machine, upsample: int) -> ConvShape:
+    """Return the shape that decides on a convolution whose data, as it is now, is upsampled and read on the way.
+
+    Weights of one part are packed in another way than those of float32. With and without guidance the same kernel is
+    taken then, or both would be stored.
+    """
+    shape = dataclasses.replace(conv_shape(call), upsample=upsample)
+    return dataclasses.replace(shape, batch=GUIDED) if machine.unit is not None and machine.parts == 1 else shape
 
 
 def _multiplies(call: relax.Call, _machine: Machine, _upsample: int) -> float:
@@ -253,7 +260,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_tile_conv2d,
         _plan_tile_conv2d,
-        lambda call, machine, upsample: tile_conv2d.cost(_read(call, upsample), machine),
+        lambda call, machine, upsample: tile_conv2d.cost(_read(call, machine, upsample), machine),
         adds=True,
         upsamples=lambda _call, _factor, _machine: True,
         joins=_joins_blocks,
@@ -272,7 +279,7 @@ MULTIPLIES = (
         "relax.nn.conv2d",
         _accepts_winograd,
         _plan_winograd,
-        lambda call, machine, upsample: winograd.cheapest_tile(_read(call, upsample), machine)[1],
+        lambda call, machine, upsample: winograd.cheapest_tile(_read(call, machine, upsample), machine)[1],
         adds=True,
         upsamples=lambda call, factor, machine: winograd.upsamples(conv_shape(call), factor, machine),
     ),

@@ -8,6 +8,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "results" / "xeon-amx-2-cores"
 FILES = [RESULTS / name for name in ("float32.json", "bfloat16.json", "command-float32.json")]  # of single components
+ZEN_5 = ROOT / "results" / "amd-zen5-2-cores"
+KINDS = {  # files of float32 and of bfloat16, by the first words of a row
+    "AMX": (RESULTS / "float32.json", RESULTS / "bfloat16.json"),
+    "AVX-512": (ZEN_5 / "float32.json", ZEN_5 / "bfloat16.json"),
+    "AVX2": (ZEN_5 / "float32-avx2.json", None),
+}
 COMPONENTS = {
     "UNet, batch of 2": "unet",
     "VAE decoder": "vae_decoder",
@@ -42,8 +48,23 @@ def test_each_figure_of_the_table():
             assert ratio.strip() == ("" if expected is None else f"{expected:.2f}"), (title, dtype, backend)
 
 
+def test_what_each_kind_of_cpu_gets():
+    """A cell has our ratios to OpenVINO and to diffusers, in bfloat16 to OpenVINO alone."""
+    pattern = r"^\| (AMX|AVX-512|AVX2)\b[^|]*\|[^|]*\| ([^|]*) \| ([^|]*) \| ([^|]*) \| ([^|]*) \|$"
+    rows = re.findall(pattern, (ROOT / "README.md").read_text(), re.M)
+    assert [kind for kind, *_ in rows] == list(KINDS)
+    components = ("unet", "vae_decoder", "text_encoder")
+    for kind, *cells, half in rows:
+        single, narrow = (None if path is None else json.loads(path.read_text())["ratios"] for path in KINDS[kind])
+        for component, cell in zip(components, cells, strict=True):
+            case = f"{component}_float32"
+            assert cell == f"{single[f'{case}_openvino']:.2f}, {single[f'{case}_eager']:.2f}", (kind, component)
+        expected = [] if narrow is None else [f"{narrow[f'{name}_bfloat16_openvino']:.2f}" for name in components]
+        assert half == (", ".join(expected) or "no"), kind
+
+
 def test_ratios_are_of_their_own_seconds():
-    for path in FILES:
+    for path in [*FILES, *(path for paths in KINDS.values() for path in paths if path is not None)]:
         found = json.loads(path.read_text())
         for name, ratio in found["ratios"].items():
             ours, theirs = found["seconds"][f"{name.rpartition('_')[0]}_tvm"], found["seconds"][name]
