@@ -99,9 +99,9 @@ class BuildConfig:
     disable: str = flag("", "optimisations to leave out, separated by commas, or all", metavar="OPT[,OPT]")
     dtype: str | None = flag(
         None,
-        "on a CPU float32, or bfloat16 where it has AMX, which halves the weights, or avx512_bf16, where 3x3 convolutions stay "
-        "in float32 if that is faster; on cuda float16 or "
-        "bfloat16 (default: float32, on cuda float16)",
+        "on a CPU float32, or bfloat16 where it has AMX, which halves the weights, or avx512_bf16, where 3x3 "
+        "convolutions stay in float32 if that is faster; on cuda float16 or bfloat16 (default: float32, on cuda "
+        "float16)",
     )
     winograd_tile: int | None = flag(None, "2, 4 or 6: 3x3 convolutions by F(m x m) (default: where and as it pays)")
     apply_tome: bool = flag(False, "merge similar tokens before self-attention: faster, at a cost in quality")

@@ -81,7 +81,7 @@ TOKENS = (
         CALL,
         _accepts(MATCH),
         functools.partial(plan_match, name="token_matching", make=token_matching),
-        lambda _call, _machine: 1.0,
+        lambda _call, _machine, _upsample: 1.0,
     ),
     Entry((), CALL, _accepts(MERGE), functools.partial(plan_merge, make=merge_tokens)),
     Entry((), CALL, _accepts(UNMERGE), functools.partial(plan_unmerge, make=unmerge_tokens), adds=True),
