@@ -59,9 +59,11 @@ def test_all_that_need_no_unit_run_here(tmp_path):
     wanted = {name: function.__code__ for name, function in makers().items() if not name.startswith(OF_UNITS)}
     winograd = replace(WITHOUT_UNIT, machine=replace(WITHOUT_UNIT.machine, winograd_tile=4))
     convolution = component_of(nn.Conv2d(32, 64, 3, padding=1), torch.randn(2, 32, 14, 9))
+    others = nn.Sequential(nn.Conv2d(32, 32, 3, stride=2), nn.Conv2d(32, 3, 3, padding=1))
     with called() as codes:
         assert min(parity(block_component(), tmp_path / "block", cpu=WITHOUT_UNIT).psnr.values()) >= 60
         parity(block_component(), tmp_path / "softmax", "flash_attention", WITHOUT_UNIT)
         parity(convolution, tmp_path / "winograd", cpu=winograd)
+        parity(component_of(others, torch.randn(2, 32, 14, 9)), tmp_path / "others", cpu=WITHOUT_UNIT)
         run_token_merging()
     assert sorted(name for name, code in wanted.items() if code not in codes) == [] and len(wanted) >= 9
