@@ -16,7 +16,7 @@ from utils.command_line import flag_name
 COMMAND = ("-m", "benchmarks.cpu")
 COMPONENTS = ("unet", "vae_decoder", "text_encoder")
 KEYS = {
-    *("cpu", "threads", "versions", "settings", "ratios", "ratio_intervals"),
+    *("cpu", "features", "threads", "versions", "settings", "ratios", "ratio_intervals"),
     *("seconds", "prepare_seconds", "peak_memory", "psnr", "skipped"),
 }
 RUNS = 2
@@ -55,7 +55,7 @@ def test_the_json_has_every_figure(compared):
     assert all(len(each) == RUNS and min(each) > 0 for each in values["seconds"].values())
     assert all(min(each.values()) > 0 for each in values["prepare_seconds"].values())
     assert all(each > 5e7 for each in values["peak_memory"].values())
-    assert values["threads"] == 1 and values["cpu"] and values["versions"]["torch"]
+    assert values["threads"] == 1 and values["cpu"] and values["features"] and values["versions"]["torch"]
     assert values["settings"]["runs"] == RUNS and not {"json", "work", "artifacts_dir"} & set(values["settings"])
 
 

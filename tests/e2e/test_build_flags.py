@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 RUN = ("--steps", 10, "--seed", 5, "--num-images", 2, "--scheduler-label", "ddim")
 KINDS = {"float32": 40, "bfloat16": 25}  # dB between the pictures and those of the usual artifact, at least
-HALVED = {"amx": 0.7, "dot": 0.9}  # of the usual size, by unit: without AMX some convolutions stay in float32
+HALVED = {"amx": 0.7, "dot": 0.95}  # of the usual size, by unit: without AMX 3x3 convolutions stay in float32
 
 
 def bfloat16_unit() -> str | None:
