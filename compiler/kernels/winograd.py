@@ -109,7 +109,8 @@ class _Winograd:
         self.x = argument("x", (s.batch, *self.small, s.inputs))
         self.w = argument("w", (self.panels, 9 * s.inputs, machine.panel))
         self.epilogue.declare()
-        # One more slot than is used: else the points of a tile would compete for the same lines of the first cache.
+        # A vector more than a slot needs: slots a multiple of 4 KB apart compete for the same lines of the cache.
+        # The buffer is flat, since TVM takes such padding out of any other.
         self.slot = self.points * self.channels + machine.lanes
         transformed = (s.inputs // self.channels * self.slots * self.slot,)
         if self.groups.few:
