@@ -88,7 +88,8 @@ def _channels(inputs: int, points: int, machine: Machine, tiling: Tiling) -> int
 
 class _Winograd:
     def __init__(self, shape: ConvShape, operand_rows: Sequence[int], machine: Machine, m: int, tiling: Tiling) -> None:
-        self.shape, self.machine, self.m = shape, machine, tiling.m or m
+        self.shape, self.machine = shape, machine
+        self.m = tiling.m if tiling.m and tiling.m % shape.upsample == 0 else m
         self.v = Vectors(machine.lanes)
         self.filter: Filter = minimal_filter(self.m, shape.upsample)
         self.products, self.reads = self.filter.products, self.filter.reads
